@@ -1,0 +1,1 @@
+"""Offline data: files, their checks, reward tuning, normalization and the data set that training draws from."""

@@ -1,0 +1,95 @@
+"""What must hold in a data set before anything is learned from it.
+
+Letters: N rows, Do and Da dimensions of an observation and of an action.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ding_ebm.data.formats import Transitions
+
+# Two recordings of one observation may differ by rounding, as a share of 1 + its size.
+_SAME = 1e-5
+# Actions at their limit may pass it by rounding, as a share of the range.
+_RANGE_SLACK = 1e-6
+
+
+def check_transitions(
+    transitions: Transitions,
+    obs_dim: int | None = None,
+    action_dim: int | None = None,
+    action_range: tuple[float, float] | None = (-1.0, 1.0),
+) -> None:
+    """Refuse data that would train silently into nonsense.
+
+    A row that is both terminated and truncated is in order: terminated wins where values are bootstrapped.
+
+    Args:
+        transitions: The rows.
+        obs_dim: Do of the environment, or None where there is none to compare with.
+        action_dim: Da of the environment, or None.
+        action_range: Lowest and highest action of the environment, or None for unbounded actions.
+
+    Raises:
+        ValueError: Naming every problem, with how many rows have it, the first of them, and what would be right.
+    """
+    problems = _dimensions(transitions, obs_dim, action_dim)
+    for name in ("obs", "action", "reward", "next_obs"):
+        problems += _not_finite(name, getattr(transitions, name))
+    if action_range is not None:
+        problems += _out_of_range(transitions.action, *action_range)
+    problems += _broken_order(transitions)
+    if problems:
+        raise ValueError(f"{transitions.source}: " + "; ".join(problems))
+
+
+def _dimensions(transitions: Transitions, obs_dim: int | None, action_dim: int | None) -> list[str]:
+    found = (("obs", transitions.obs.shape[1], obs_dim), ("action", transitions.action.shape[1], action_dim))
+    return [
+        f"{name} has {columns} dimensions, the environment has {expected}: is this another task's file?"
+        for name, columns, expected in found
+        if expected is not None and columns != expected
+    ]
+
+
+def _not_finite(name: str, array: NDArray[Any]) -> list[str]:
+    # A sum is finite unless an element is not (or it overflows, which the full look then clears): one pass, no copy.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return []
+    rows = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    if rows.size == 0:
+        return []
+    return [f"{name} holds NaN or Inf in {rows.size} rows, first in row {rows[0]}: every value must be finite"]
+
+
+def _out_of_range(action: NDArray[Any], low: float, high: float) -> list[str]:
+    slack = _RANGE_SLACK * (high - low)
+    if action.min() >= low - slack and action.max() <= high + slack:  # False for NaN too, which the full look ignores
+        return []
+    rows = np.flatnonzero(((action < low - slack) | (action > high + slack)).any(axis=1))
+    if rows.size == 0:
+        return []
+    return [
+        f"action leaves [{low:g}, {high:g}] in {rows.size} rows, first in row {rows[0]}, by values from "
+        f"{np.nanmin(action):g} to {np.nanmax(action):g}: actions must be in the environment's own units"
+    ]
+
+
+def _broken_order(transitions: Transitions) -> list[str]:
+    """Rows inside an episode whose next_obs is not the following row's obs."""
+    inside = ~(transitions.terminated | transitions.truncated)[:-1]
+    rows = np.flatnonzero(inside & (transitions.next_obs[:-1] != transitions.obs[1:]).any(axis=1))
+    here, there = transitions.next_obs[rows], transitions.obs[rows + 1]
+    with np.errstate(invalid="ignore"):  # NaN and Inf are reported by themselves
+        rows = rows[(np.abs(here - there) > _SAME * (1.0 + np.abs(there))).any(axis=1)]
+    if rows.size == 0:
+        return []
+    return [
+        f"next_obs is not the following row's obs in {rows.size} rows inside an episode, first in row {rows[0]}: rows "
+        "must be in episode order, and where an episode was cut truncated (timeouts in the file) must be set"
+    ]

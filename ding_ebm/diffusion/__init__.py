@@ -1,0 +1,1 @@
+"""Tensor mathematics of diffusion: schedules, solvers, guidance and its oracles. Torch only, no parameters."""

@@ -1,0 +1,1 @@
+"""Environments on Gymnasium, one file a benchmark, and the table of tasks."""

@@ -1,0 +1,55 @@
+"""Check of a whole run's config, made before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ding.config.config import env_config_template
+from ding.envs import get_env_manager_cls
+from ding.utils import ENV_REGISTRY, POLICY_REGISTRY, deep_merge_dicts
+from easydict import EasyDict
+
+from ding_ebm.config import ConfigError, Rule, check_config, integer, text
+from ding_ebm.envs.registry import get_task
+
+ENV_RULES = {
+    "env_id": text(),
+    "collector_env_num": integer(1),
+    "evaluator_env_num": integer(1),
+    "n_evaluator_episode": integer(1),
+    "stop_value": Rule(lambda v: isinstance(v, (int, float)) and v == v, "a number, or inf for a run of full length"),
+}
+TOP_LEVEL = dict(exp_name="", seed=0, env={}, policy={}, import_names=[])
+
+
+def check_run(cfg: Mapping[str, Any]) -> None:
+    """Refuse a compiled config whose keys, values, task or dimensions are wrong.
+
+    Args:
+        cfg: What ``compile_config`` returned: ``env``, ``policy``, ``exp_name``, ``seed``.
+
+    Raises:
+        ConfigError: Names every problem of the first part that has one.
+    """
+    check_config(cfg, TOP_LEVEL, {}, path="config", open_keys=("env", "policy"))
+    check_env(cfg["env"])
+    policy = POLICY_REGISTRY.get(cfg["policy"]["type"])
+    policy.check(cfg["policy"])
+    task, model = get_task(cfg["env"]["env_id"]), cfg["policy"]["model"]
+    problems = [
+        f"policy.model.{key} is {model[key]}, but task {task.name!r} has {getattr(task, key)}"
+        for key in ("obs_dim", "action_dim")
+        if model[key] != getattr(task, key)
+    ]
+    if problems:
+        raise ConfigError("the config cannot be used:\n  " + "\n  ".join(problems))
+
+
+def check_env(cfg: Mapping[str, Any]) -> None:
+    """Refuse a merged environment config with unknown keys or values out of range."""
+    declared = deep_merge_dicts(EasyDict(env_config_template), ENV_REGISTRY.get(cfg["type"]).default_config())
+    declared.update(type="", import_names=[])
+    manager = get_env_manager_cls(EasyDict(type=cfg["manager"]["type"]))
+    declared.manager = EasyDict(manager.default_config(), type="", import_names=[])
+    check_config(cfg, declared, ENV_RULES, path="env")

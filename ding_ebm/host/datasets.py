@@ -1,0 +1,47 @@
+"""The offline data set of DI-engine's ``serial_offline`` pipeline."""
+
+from __future__ import annotations
+
+from ding.utils import DATASET_REGISTRY
+from easydict import EasyDict
+
+from ding_ebm.data.checks import check_transitions
+from ding_ebm.data.datasets import OfflineDataset
+from ding_ebm.data.formats import concatenate, find_data_file, read_d4rl_hdf5
+from ding_ebm.envs.registry import get_task
+from ding_ebm.host.checks import check_run
+
+
+@DATASET_REGISTRY.register("ebm_offline")
+class HostOfflineDataset(OfflineDataset):
+    """Data files of a config as one resident data set; an epoch draws ``learn.iterations_per_epoch`` batches.
+
+    The host builds it first of all parts, so the whole config is checked here, before any file is read.
+
+    Args:
+        cfg: The run's compiled config.
+
+    Raises:
+        ConfigError: If the config cannot be used.
+        FileNotFoundError: If a data file is missing.
+        ValueError: If a file is malformed or is not of the config's task.
+    """
+
+    def __init__(self, cfg: EasyDict) -> None:
+        check_run(cfg)
+        learn, collect = cfg.policy.learn, cfg.policy.collect
+        task = get_task(cfg.env.env_id)
+        if collect.data_path is None:
+            raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {task.data_files}")
+        names = [collect.data_path] if isinstance(collect.data_path, str) else list(collect.data_path)
+        transitions = concatenate([read_d4rl_hdf5(path) for path in [find_data_file(name) for name in names]])
+        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
+        super().__init__(
+            transitions,
+            reward_tuning=collect.reward_tuning,
+            obs_normalization=collect.obs_normalization,
+            action_normalization=collect.action_normalization,
+            device="cuda" if cfg.policy.cuda else "cpu",
+            seed=cfg.seed,
+            length=learn.iterations_per_epoch * learn.batch_size,
+        )

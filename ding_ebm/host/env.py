@@ -1,0 +1,87 @@
+"""One environment of the task table as a DI-engine environment."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from ding.envs import BaseEnv, BaseEnvTimestep
+from ding.utils import ENV_REGISTRY
+from easydict import EasyDict
+from numpy.typing import NDArray
+
+from ding_ebm.envs.registry import get_task, make_env
+
+
+@ENV_REGISTRY.register("ebm_env")
+class TaskEnv(BaseEnv):
+    """A task by its name, stepped in raw units.
+
+    ``done`` is an episode's end of either kind; ``info`` keeps ``terminated`` and ``truncated`` apart. The environment is
+    seeded once: its episodes differ from each other, and repeat from run to run.
+    """
+
+    config = dict(
+        # (str) Name of the task in ``ding-ebm tasks``; the config must say it.
+        env_id=None,
+        # (int) Number of environments that the host collects with; offline policies have none.
+        collector_env_num=1,
+        # (int) Number of environments that the host evaluates with.
+        evaluator_env_num=8,
+        # (int) Number of episodes of an evaluation.
+        n_evaluator_episode=8,
+        # (float) Mean return at which the host ends the run.
+        stop_value=float("inf"),
+        # (str) Folder for videos of an evaluation; not supported yet.
+        replay_path=None,
+    )
+
+    @classmethod
+    def default_config(cls) -> EasyDict:
+        """A copy of the declared keys and their defaults."""
+        return EasyDict(copy.deepcopy(cls.config), cfg_type=f"{cls.__name__}Dict")
+
+    def __init__(self, cfg: EasyDict) -> None:
+        task = get_task(cfg.env_id)
+        self._name = task.name
+        self._env = make_env(task.name)
+        self._seed: int | None = None
+        self._return = 0.0
+        self._length = 0
+        self.observation_space = self._env.observation_space
+        self.action_space = self._env.action_space
+        self.reward_space = None
+
+    def seed(self, seed: int, dynamic_seed: bool = True) -> None:
+        """Take the seed of the next reset; later resets go on from there, whatever ``dynamic_seed`` says."""
+        self._seed = seed
+
+    def reset(self) -> NDArray[np.float32]:
+        """Begin an episode and return its first observation, (Do,)."""
+        obs, _ = self._env.reset(seed=self._seed)
+        self._seed = None
+        self._return, self._length = 0.0, 0
+        return np.asarray(obs, dtype=np.float32)
+
+    def step(self, action: NDArray[Any]) -> BaseEnvTimestep:
+        """Act once; at the end of an episode ``info`` holds ``eval_episode_return``, the plain sum of rewards."""
+        action = np.asarray(action, dtype=np.float32)
+        if not np.isfinite(action).all():
+            raise ValueError(f"{self._name}: action {action} at step {self._length} is not finite")
+        obs, reward, terminated, truncated, _ = self._env.step(action)
+        self._return += float(reward)
+        self._length += 1
+        info: dict[str, Any] = dict(terminated=bool(terminated), truncated=bool(truncated))
+        if terminated or truncated:
+            info["eval_episode_return"] = self._return
+            info["episode_info"] = dict(length=float(self._length))
+        done = bool(terminated or truncated)
+        return BaseEnvTimestep(np.asarray(obs, dtype=np.float32), np.float32(reward), done, info)
+
+    def close(self) -> None:
+        """Release the environment."""
+        self._env.close()
+
+    def __repr__(self) -> str:
+        return f"TaskEnv({self._name})"

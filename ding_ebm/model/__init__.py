@@ -1,0 +1,1 @@
+"""Networks: nn.Modules that know no rewards, optimizers or configs."""

@@ -1,0 +1,133 @@
+"""Critics: ensembles of Q functions, how they are aggregated, and a state value.
+
+Letters: B batch, M actions a state, N critics, Do observation, Da action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ding_ebm.model.networks import mlp
+
+AGGREGATIONS = ("min", "mean", "lcb")
+
+
+class EnsembleQ(nn.Module):
+    """N independent Q(obs, action) networks with ReLU, evaluated as one batched matrix product a layer.
+
+    Each critic is initialized as ``nn.Linear`` would be. N = 2 is the twin critic.
+
+    Args:
+        obs_dim: Do.
+        action_dim: Da.
+        hidden: Widths of the hidden layers.
+        num_critics: N.
+    """
+
+    def __init__(
+        self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256), num_critics: int = 2
+    ) -> None:
+        super().__init__()
+        if num_critics < 1:
+            raise ValueError(f"num_critics must be at least 1, got {num_critics}")
+        self.obs_dim = obs_dim
+        sizes = [obs_dim + action_dim, *hidden, 1]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for n_in, n_out in zip(sizes[:-1], sizes[1:]):
+            bound = 1.0 / math.sqrt(n_in)
+            self.weights.append(nn.Parameter(torch.empty(num_critics, n_in, n_out).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(num_critics, 1, n_out).uniform_(-bound, bound)))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Values of every critic.
+
+        Args:
+            obs: (B, Do).
+            action: (B, Da), or (B, M, Da) for M actions a state; the observation is then not repeated.
+
+        Returns:
+            (N, B) or (N, B, M).
+        """
+        first, bias = self.weights[0], self.biases[0]
+        leading = action.shape[:-1]
+        obs_part = torch.baddbmm(bias, obs.expand(len(first), -1, -1), first[:, : self.obs_dim])
+        flat = action.reshape(1, -1, action.shape[-1]).expand(len(first), -1, -1)
+        hidden = torch.bmm(flat, first[:, self.obs_dim :])
+        if action.ndim == 3:
+            hidden = (hidden.view(len(first), *leading, -1) + obs_part.unsqueeze(2)).flatten(1, 2)
+        else:
+            hidden = hidden + obs_part
+        for weight, bias in zip(self.weights[1:-1], self.biases[1:-1]):
+            hidden = torch.baddbmm(bias, F.relu(hidden), weight)
+        # A value can be large: its last product is taken in the parameters' precision.
+        with torch.autocast(action.device.type, enabled=False):
+            hidden = F.relu(hidden).to(self.weights[-1].dtype)
+            values = torch.baddbmm(self.biases[-1], hidden, self.weights[-1])
+        return values.squeeze(-1).view(-1, *leading)
+
+
+def aggregate(values: Tensor, kind: str = "min", lcb_coefficient: float = 1.0) -> Tensor:
+    """One value from an ensemble's.
+
+    Args:
+        values: (N, ...).
+        kind: ``min``, ``mean``, or ``lcb``: mean minus ``lcb_coefficient`` standard deviations (biased, so that one
+            critic has none).
+        lcb_coefficient: Number of standard deviations of the lower confidence bound, >= 0.
+
+    Returns:
+        (...).
+    """
+    if kind == "min":
+        return values.min(dim=0).values
+    if kind == "mean":
+        return values.mean(dim=0)
+    if kind == "lcb":
+        return values.mean(dim=0) - lcb_coefficient * values.std(dim=0, correction=0)
+    raise ValueError(f"kind must be one of {AGGREGATIONS}, got {kind!r}")
+
+
+def in_support_value(q: Tensor, inverse_temperature: float) -> Tensor:
+    """Value of the softmax policy over M support actions: sum_j softmax_j(beta q_j) q_j.
+
+    Args:
+        q: Values of the support actions, (B, M).
+        inverse_temperature: beta >= 0; 0 is the behavior policy's value, infinity the best support action's.
+
+    Returns:
+        (B,).
+
+    Source:
+        Lu et al. 2023 (arXiv:2304.12824), in-support softmax Q-learning.
+    """
+    return (torch.softmax(inverse_temperature * q, dim=-1) * q).sum(dim=-1)
+
+
+class LogPartition(nn.Module):
+    """log Z(obs, beta) of the energy-weighted behavior policy: the state-only offset of unnormalized labels.
+
+    Any function of the state will do for exactness; this one keeps the labels near 1.
+
+    Args:
+        obs_dim: Do.
+        hidden: Widths of the hidden layers.
+        condition_on_temperature: Whether the inverse temperature is an input.
+    """
+
+    def __init__(self, obs_dim: int, hidden: Sequence[int] = (256, 256), condition_on_temperature: bool = False) -> None:
+        super().__init__()
+        self.condition_on_temperature = condition_on_temperature
+        self.net = mlp([obs_dim + condition_on_temperature, *hidden, 1])
+
+    def forward(self, obs: Tensor, inverse_temperature: Tensor) -> Tensor:
+        """log Z, (B,), for observations (B, Do) and inverse temperatures (B,)."""
+        if self.condition_on_temperature:
+            obs = torch.cat([obs, torch.log1p(inverse_temperature).unsqueeze(-1).to(obs.dtype)], dim=-1)
+        value: Tensor = self.net(obs).squeeze(-1)
+        return value.to(obs.dtype) * inverse_temperature

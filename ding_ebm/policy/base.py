@@ -1,0 +1,172 @@
+"""What no algorithm is about: checked configs, device, normalizers, counters, and batched evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ding.config.config import policy_config_template
+from ding.policy import Policy
+from ding.utils import deep_merge_dicts
+from ding.worker import BaseLearner, InteractionSerialEvaluator
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from ding_ebm.config import Rule, check_config, flag, integer, optional, text
+
+# Parts of a policy's config that belong to the host's collector, buffer and commander.
+HOST_OWNED = ("collect.collector", "other", "learn.learner.hook", "eval.evaluator.render")
+# Keys that the host writes into a policy's config, beside those of its template.
+HOST_KEYS = dict(
+    cfg_type="", import_names=[], priority=False, nstep=1, multi_agent=False, transition_with_policy_data=False,
+    collect=dict(cfg_type="", unroll_len=1, n_sample=None, n_episode=None),
+    learn=dict(cfg_type="", multi_gpu=False, ignore_done=False),
+    eval=dict(cfg_type="", evaluator=dict(stop_value=None, n_episode=None)),
+    model=dict(type="", import_names=[]),
+)  # fmt: skip
+PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+def autocast_dtype(precision: str, device: str) -> torch.dtype:
+    """Arithmetic of matrix products: ``auto`` takes bfloat16 where the device has instructions for it."""
+    if precision == "auto":
+        if device.startswith("cuda"):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            capabilities = torch.cpu.get_capabilities()
+            fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+        precision = "bfloat16" if fast else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def autocast(precision: str, device: str) -> torch.autocast:
+    """Context in which matrix products run in ``precision``, parameters and sums stay float32."""
+    dtype = autocast_dtype(precision, device)
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint of the host's, tensors and plain values only.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path!r}; runs keep theirs in <exp_name>/ckpt/")
+    state_dict: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state_dict
+
+
+class BasePolicy(Policy):
+    """A DI-engine policy whose config is checked before anything is built from it.
+
+    A subclass declares ``config`` (every key that it reads) and ``rules`` (dotted key to rule), and may override
+    :meth:`check_consistency` for rules across keys.
+    """
+
+    config = dict(
+        # (bool) Whether to train and sample on CUDA.
+        cuda=False,
+        # (bool) Data-parallel training over several GPUs; not supported yet.
+        multi_gpu=False,
+        # (bool) Prioritized replay; no policy of this package uses it.
+        priority=False,
+        learn=dict(
+            # (int) Number of epochs of an offline run; the task must say it.
+            train_epoch=None,
+            # (int) Training iterations in an epoch of an offline run, after which the host may evaluate.
+            iterations_per_epoch=1000,
+        ),
+    )
+    rules: ClassVar[dict[str, Rule]] = {
+        "cuda": flag(),
+        "multi_gpu": Rule(lambda v: v is False, "False: training on several GPUs is not supported yet"),
+        "priority": Rule(lambda v: v is False, "False: prioritized replay is not supported"),
+        "learn.train_epoch": optional(integer(1)),
+        "learn.iterations_per_epoch": integer(1),
+        "collect.data_type": text(),
+    }
+
+    def __init__(
+        self, cfg: EasyDict, model: nn.Module | None = None, enable_field: list[str] | None = None
+    ) -> None:
+        self.check(cfg)
+        self._train_iter = 0
+        self._unroll_len = 1
+        super().__init__(cfg, model, enable_field)
+
+    @classmethod
+    def check(cls, cfg: Mapping[str, Any]) -> None:
+        """Refuse a merged policy config that has unknown keys, values out of range, or asks for an absent device.
+
+        Raises:
+            ConfigError: See :func:`ding_ebm.config.check_config`.
+            RuntimeError: If CUDA is asked for and torch sees none.
+        """
+        host = deep_merge_dicts(EasyDict(policy_config_template), EasyDict(HOST_KEYS))
+        host.learn.learner = BaseLearner.default_config()
+        host.eval.evaluator = deep_merge_dicts(InteractionSerialEvaluator.default_config(), host.eval.evaluator)
+        declared = deep_merge_dicts(host, cls.default_config())
+        check_config(cfg, declared, {**BasePolicy.rules, **cls.rules}, path="policy", open_keys=HOST_OWNED)
+        cls.check_consistency(cfg)
+        if cfg["cuda"] and not torch.cuda.is_available():
+            raise RuntimeError(
+                "policy.cuda is True, but torch sees no CUDA device; set policy.cuda=False, or install a CUDA build of "
+                f"torch and check the driver (torch {torch.__version__}, built for CUDA {torch.version.cuda})"
+            )
+
+    @classmethod
+    def check_consistency(cls, cfg: Mapping[str, Any]) -> None:
+        """Refuse values that do not go together. Raises ConfigError."""
+
+    def _seeded_generator(self) -> torch.Generator:
+        """A generator on the policy's device that follows the seed of the run."""
+        return torch.Generator(self._device).manual_seed(torch.initial_seed() % 2**63)
+
+    def _get_total_iterations(self) -> int | None:
+        epochs = self._cfg.learn.train_epoch
+        return None if epochs is None else epochs * self._cfg.learn.iterations_per_epoch
+
+    def _get_train_iter(self) -> int:
+        return self._train_iter
+
+    def act(self, obs: np.ndarray, **options: Any) -> np.ndarray:
+        """Actions for a batch of observations, both in the environment's units: (E, Do) to (E, Da)."""
+        raise NotImplementedError
+
+    def _init_eval(self) -> None:
+        self._eval_model = self._model
+        self._eval_generator = self._seeded_generator()
+        self._eval_seed_state = self._eval_generator.get_state()
+
+    def _reset_eval(self, data_id: list[int] | None = None) -> None:
+        if data_id is None:  # a new evaluation: the same noise for every checkpoint
+            self._eval_generator.set_state(self._eval_seed_state)
+
+    def _forward_eval(self, data: dict[int, Tensor]) -> dict[int, dict[str, Tensor]]:
+        obs = torch.stack([torch.as_tensor(row) for row in data.values()]).cpu().numpy()
+        actions = torch.from_numpy(self.act(obs))
+        return {env_id: {"action": action} for env_id, action in zip(data, actions)}
+
+    def _state_dict_eval(self) -> dict[str, Any]:
+        return {"model": self._model.state_dict(), "train_iter": self._train_iter}
+
+    def _load_state_dict_eval(self, state_dict: dict[str, Any]) -> None:
+        self._model.load_state_dict(state_dict["model"])
+        self._train_iter = int(state_dict["train_iter"])
+
+    # This policy learns from a data set: the host's collect mode exists, and says so when it is used.
+    def _init_collect(self) -> None:
+        self._collect_model = self._model
+
+    def _forward_collect(self, data: dict[int, Tensor], **kwargs: Any) -> dict[int, Any]:
+        raise NotImplementedError(f"{type(self).__name__} learns offline and collects no data; run it by serial_offline")
+
+    def _process_transition(self, obs: Any, policy_output: Any, timestep: Any) -> dict[str, Any]:
+        raise NotImplementedError(f"{type(self).__name__} learns offline and collects no data; run it by serial_offline")
+
+    def _get_train_sample(self, transitions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        raise NotImplementedError(f"{type(self).__name__} learns offline and collects no data; run it by serial_offline")

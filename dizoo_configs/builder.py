@@ -1,0 +1,47 @@
+"""What the configs of a benchmark share, so that a file states only what its task changes.
+
+Three levels, later ones win: the policy's class-level ``config``, these builders, the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ding.utils import deep_merge_dicts
+from easydict import EasyDict
+
+from ding_ebm.envs.registry import get_task
+
+Configs = tuple[EasyDict, EasyDict]
+
+
+def merge(base: dict[str, Any], override: dict[str, Any] | None) -> EasyDict:
+    """Nested dictionaries as one, ``override`` wins."""
+    return deep_merge_dicts(EasyDict(base), EasyDict(override or {}))
+
+
+def offline(algo: str, policy_type: str, task_name: str, data_set: str, main: dict[str, Any]) -> Configs:
+    """Main and create config of an offline run of one policy on one data set of a task.
+
+    Args:
+        algo: Last part of the experiment's name.
+        policy_type: Registered name of the policy.
+        task_name: Name in the task table.
+        data_set: Name of one of the task's data sets.
+        main: What the main config holds beside the task's facts.
+    """
+    task = get_task(task_name)
+    facts = dict(
+        exp_name=f"{task_name}_{data_set}_{algo}_seed0",
+        env=dict(env_id=task_name),
+        policy=dict(
+            model=dict(obs_dim=task.obs_dim, action_dim=task.action_dim),
+            collect=dict(data_path=list(task.data_files(data_set)), reward_tuning=task.reward_tuning),
+        ),
+    )
+    create = dict(
+        env=dict(type="ebm_env", import_names=["ding_ebm.host"]),
+        env_manager=dict(type="base"),
+        policy=dict(type=policy_type, import_names=["ding_ebm.policy", "ding_ebm.host"]),
+    )
+    return merge(facts, main), EasyDict(create)

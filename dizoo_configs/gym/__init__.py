@@ -1,0 +1,1 @@
+"""Gymnasium's MuJoCo locomotion tasks on D4RL's data."""

@@ -1,0 +1,11 @@
+"""QGPO on hopper medium_expert, in under 45 minutes on two cores."""
+
+from dizoo_configs.gym.builder import qgpo_small
+
+main_config, create_config = qgpo_small("hopper", "medium_expert")
+
+if __name__ == "__main__":
+    # or: ding -m serial_offline -c dizoo_configs/gym/hopper_medium_expert_qgpo_small_config.py -s 0
+    from ding.entry import serial_pipeline_offline
+
+    serial_pipeline_offline((main_config, create_config), seed=0)

@@ -1,0 +1,200 @@
+"""The architecture as facts: who imports whom, who knows the host, and what no file of the package may do."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ding_ebm"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A layer imports itself and those before it.
+LAYERS = ("config", "diffusion", "model", "energy", "data", "envs", "policy", "host", "evaluation", "cli")
+BELOW_POLICY = LAYERS[: LAYERS.index("policy")]
+# Beyond the order: what a layer may import from outside the standard library and the package ...
+THIRD_PARTY = {
+    "config": set(),
+    "diffusion": {"torch"},
+    "model": {"torch"},
+    "energy": {"torch", "numpy"},
+    "data": {"torch", "numpy", "h5py"},
+    "envs": {"numpy", "gymnasium"},
+}
+# ... and what a policy may not: data sets and environments come to it through the host.
+NOT_FOR_POLICIES = re.compile(r"ding_ebm\.(envs|data(?!\.normalizer\b))")
+HOST = {"ding", "ditk", "dizoo", "easydict", "treevalue", "gym", "d4rl", "wandb"}
+NAMES_ALGORITHM = re.compile(
+    r"(?<![a-z])(qgpo|dppo|dql|qsm|dipo|idql|rwr|awr|dpoer|diffusion_bc|gaussian_(bc|ppo)|gmm_(bc|ppo))(?![a-z])",
+    re.IGNORECASE,
+)
+MAX_LINES = 350
+
+
+def layer_of(path: Path) -> str:
+    """The layer that a file of the package belongs to, '' for the package's own __init__."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(source: str, package: str) -> set[str]:
+    """Dotted names that a module imports anywhere; ``package`` is where its relative imports start."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                anchor = package.split(".")
+                base = ".".join([*anchor[: len(anchor) - node.level + 1], *filter(None, [base])])
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    return imports(path.read_text("utf-8"), ".".join(path.relative_to(ROOT).parts[:-1]))
+
+
+def dangerous_calls(source: str) -> list[str]:
+    """Calls that can execute code from a file: pickles, eval, and loaders that unpickle unless told not to."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if (
+            name in ("eval", "exec", "__import__")
+            or re.fullmatch(r"(c?pickle|dill|cloudpickle|joblib|marshal|shelve)\.\w+", name)
+            or re.fullmatch(r"yaml\.(unsafe_|full_)?load", name)
+            or (name in ("torch.load", "load") and options.get("weights_only") != "True")
+            or (name in ("np.load", "numpy.load") and options.get("allow_pickle", "False") != "False")
+        ):
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+def run_python(code: str) -> str:
+    """Standard output of a fresh interpreter."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_belongs_to_a_layer():
+    assert {layer_of(path) for path in MODULES} <= {"", *LAYERS}, "give the new layer its place in LAYERS"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_only_earlier_ones(layer: str):
+    allowed = set(LAYERS[: LAYERS.index(layer) + 1])
+    for path in (path for path in MODULES if layer_of(path) == layer):
+        for name in imports_of(path):
+            parts = name.split(".")
+            if parts[0] == "ding_ebm" and len(parts) > 1 and parts[1] in LAYERS:
+                assert parts[1] in allowed, f"{path.relative_to(ROOT)} imports {name}, a later layer"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="Python 3.9 does not list its standard library")
+@pytest.mark.parametrize("layer", BELOW_POLICY)
+def test_layers_below_policy_import_only_their_third_parties(layer: str):
+    allowed = THIRD_PARTY[layer] | {"ding_ebm", "__future__"} | set(sys.stdlib_module_names)
+    for path in (path for path in MODULES if layer_of(path) == layer):
+        foreign = {name.split(".")[0] for name in imports_of(path)} - allowed
+        assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
+
+
+def test_policies_import_neither_data_sets_nor_environments():
+    for path in (path for path in MODULES if layer_of(path) == "policy"):
+        wrong = [name for name in imports_of(path) if NOT_FOR_POLICIES.match(name)]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_diffusion_holds_no_parameters():
+    for path in (path for path in MODULES if layer_of(path) == "diffusion"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            assert not any(base.endswith("Module") for base in bases), f"{path.name}: {bases}"
+
+
+def test_neither_the_host_parts_nor_the_base_policy_name_an_algorithm():
+    for path in (path for path in MODULES if layer_of(path) == "host" or path == PACKAGE / "policy" / "base.py"):
+        found = NAMES_ALGORITHM.search(path.read_text("utf-8"))
+        assert not found, f"{path.relative_to(ROOT)} names {found[0]}"
+
+
+def test_importing_the_package_is_quick_and_pulls_in_neither_torch_nor_the_host():
+    code = (
+        "import sys, time, json; start = time.process_time(); import ding_ebm;"
+        "print(json.dumps([time.process_time() - start, sorted(sys.modules)]))"
+    )
+    seconds, modules = json.loads(run_python(code))
+    assert seconds < 1.0
+    assert not {"torch", "numpy", "ding"} & set(modules)
+
+
+def test_layers_below_policy_import_without_the_host():
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in MODULES
+        if layer_of(path) in BELOW_POLICY
+    ]
+    assert "ding_ebm.diffusion.schedules" in names
+    run_python(
+        f"""
+import importlib, sys
+
+class NoHost:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HOST!r}:
+            raise ModuleNotFoundError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, NoHost())
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+    )
+
+
+def test_no_file_of_the_package_executes_code_from_a_file():
+    found = {str(path.relative_to(ROOT)): dangerous_calls(path.read_text("utf-8")) for path in MODULES}
+    assert not {path: calls for path, calls in found.items() if calls}
+
+
+def test_no_file_of_the_package_is_too_long():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in MODULES}
+    assert not {path: length for path, length in lengths.items() if length > MAX_LINES}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pickle.load(f)",
+        "eval('1')",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(f)",
+        "joblib.load(f)",
+    ],
+)
+def test_the_search_for_dangerous_calls_finds_them(call: str):
+    assert dangerous_calls(call)
+
+
+@pytest.mark.parametrize("call", ["model.eval()", "torch.load(p, weights_only=True)", "np.load(p)", "json.load(f)"])
+def test_the_search_for_dangerous_calls_spares_the_others(call: str):
+    assert not dangerous_calls(call)
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = "import a.b\nfrom c import d\ndef f():\n    from ..e import g\n    from . import h\n"
+    assert imports(source, "ding_ebm.policy") == {"a.b", "c.d", "ding_ebm.e.g", "ding_ebm.policy.h"}
