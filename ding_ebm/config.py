@@ -42,7 +42,9 @@ def integer(low: int, high: int | None = None) -> Rule:
 def number(low: float, high: float = float("inf"), *, above: bool = False) -> Rule:
     """A finite number in [low, high]; with ``above``, greater than ``low``."""
     text = f"a number {'>' if above else '>='} {low}" + ("" if high == float("inf") else f" and <= {high}")
-    return Rule(lambda v: _is_number(v) and (v > low if above else v >= low) and v <= high and abs(v) != float("inf"), text)
+    return Rule(
+        lambda v: _is_number(v) and (v > low if above else v >= low) and v <= high and abs(v) != float("inf"), text
+    )
 
 
 def choice(*options: Any) -> Rule:
@@ -80,7 +82,12 @@ def either(first: Rule, second: Rule) -> Rule:
 
 
 def check_config(
-    cfg: Mapping[str, Any], declared: Mapping[str, Any], rules: Mapping[str, Rule], *, path: str, open_keys: Iterable[str] = ()
+    cfg: Mapping[str, Any],
+    declared: Mapping[str, Any],
+    rules: Mapping[str, Rule],
+    *,
+    path: str,
+    open_keys: Iterable[str] = (),
 ) -> None:
     """Refuse unknown keys and values that break a rule.
 

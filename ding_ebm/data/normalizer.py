@@ -65,8 +65,6 @@ class Normalizer(nn.Module):
         if mode == "mean_std":
             shift, scale = array.mean(axis=0, dtype=np.float64), array.std(axis=0, dtype=np.float64)
         constant = high - low <= _CONSTANT * np.maximum(np.abs(low), np.abs(high))
-        # The midpoint of equal values is that value exactly, which a mean over many rows is not.
-        shift = np.where(constant, 0.5 * (low + high), shift)
         normalizer.shift.copy_(torch.from_numpy(shift))
         normalizer.scale.copy_(torch.from_numpy(np.where(constant, 1.0, scale)))
         return normalizer

@@ -27,7 +27,7 @@ from torch import Tensor
 from ding_ebm.diffusion.guidance import Guidance
 from ding_ebm.diffusion.schedules import VPLinearSchedule
 
-_TABLE_ENTRIES = 2_000_000  # of one (rows, points) table of EmpiricalGuidance: 16 MB in float64
+_TABLE_ENTRIES = 200_000  # of one (rows, points) table of EmpiricalGuidance; larger ones leave the cache
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,7 @@ def tilt_quadratic(
 
 
 def tilt_components(mixture: GaussianMixture, energies: Tensor, beta: float) -> tuple[GaussianMixture, Tensor]:
-    """The mixture when component j has energy ``energies[j]``: weights w exp(-beta energy), normalized.
-
-    See :func:`tilt_quadratic`; ``energies`` is (J,).
-    """
+    """As :func:`tilt_quadratic` where component j has the energy ``energies[j]``, (J,): weights w exp(-beta energy)."""
     _check_shape("energies", energies, tuple(mixture.log_weights.shape))
     log_weights = mixture.log_weights - beta * energies.to(mixture.means)
     return _normalized(log_weights, mixture.means, mixture.covariances)
@@ -215,39 +212,35 @@ class EmpiricalGuidance(Guidance):
         """f(x_t, t) = log E[exp(-beta E(x_0)) | x_t] with its constant, (B,), and its gradient, (B, D)."""
         value, grad = torch.empty_like(x_t[:, 0]), torch.empty_like(x_t)
         for rows, alpha, sigma, logits in self._posterior(x_t, t):
-            tilted = logits - inverse_temperature * self.energies
-            value[rows] = (torch.logsumexp(tilted, 1) - torch.logsumexp(logits, 1)).to(x_t.dtype)
-            weights = torch.softmax(tilted, 1) - torch.softmax(logits, 1)
-            grad[rows] = (alpha / sigma.square() * (weights @ self._centered)).to(x_t.dtype)
+            log_q, mean_q = _log_sum_and_mean(logits, self._centered)
+            log_p, mean_p = _log_sum_and_mean(logits - inverse_temperature * self.energies, self._centered)
+            value[rows] = (log_p - log_q).to(x_t.dtype)
+            grad[rows] = (alpha / sigma.square() * (mean_p - mean_q)).to(x_t.dtype)
         return value, grad
 
     def noise(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """What a perfect network predicts at ``x_t`` (B, D) and ``t`` () or (B,), (B, D)."""
         noise = torch.empty_like(x_t)
         for rows, alpha, sigma, logits in self._posterior(x_t, t):
-            mean = self._center + torch.softmax(logits, 1) @ self._centered
+            mean = _log_sum_and_mean(logits, self.points)[1]
             noise[rows] = ((x_t[rows] - alpha * mean) / sigma).to(x_t.dtype)
         return noise
 
     @cached_property
-    def _center(self) -> Tensor:
-        return self.points.mean(0)
-
-    @cached_property
     def _centered(self) -> Tensor:
-        return self.points - self._center
+        return self.points - self.points.mean(0)
 
     def _posterior(self, x_t: Tensor, t: float | Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Blocks of rows: their slice, alpha and sigma (rows, 1), and log q(point | x_t) + const a row, (rows, n)."""
         _check_shape("x_t", x_t, (len(x_t), self.points.shape[1]))
         alphas, sigmas = (v.expand(len(x_t)).unsqueeze(1) for v in _signal_and_noise(self.schedule, t, self.points))
         # -|x - alpha p|^2 / (2 sigma^2) without its |x|^2, about the center of the points so that little cancels.
-        squares = 0.5 * self._centered.square().sum(1)
+        center, squares = self.points.mean(0), 0.5 * self._centered.square().sum(1)
         block = max(1, _TABLE_ENTRIES // len(self.points))
         for start in range(0, len(x_t), block):
             rows = slice(start, start + block)
             alpha, sigma = alphas[rows], sigmas[rows]
-            offset = x_t[rows].to(torch.float64) - alpha * self._center
+            offset = x_t[rows].to(torch.float64) - alpha * center
             yield rows, alpha, sigma, alpha / sigma.square() * (offset @ self._centered.mT - alpha * squares)
 
 
@@ -265,6 +258,14 @@ def _log_prob_and_score(
     responsibility = torch.softmax(joint, 1).unsqueeze(-1)
     score = -torch.einsum("bjk,jdk->bd", responsibility * offset / spread, axes)
     return torch.logsumexp(joint, 1), score
+
+
+def _log_sum_and_mean(logits: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of the summed exp(logits) (B, n), (B,), and the mean of the points under those weights, (B, D)."""
+    top = logits.amax(1, keepdim=True)
+    weights = torch.exp(logits - top)
+    total = weights.sum(1, keepdim=True)
+    return (top + total.log()).squeeze(1), weights @ points / total
 
 
 def _square_roots(mixture: GaussianMixture) -> Tensor:

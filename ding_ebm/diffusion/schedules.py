@@ -26,7 +26,7 @@ class VPLinearSchedule:
         ValueError: If the rates or ``t_min`` are out of range.
 
     Source:
-        Song et al. 2021 (arXiv:2011.13456), eqs. 32-33; Lu et al. 2022 (arXiv:2206.00927), appendix D.4 for the inverse.
+        Song et al. 2021 (arXiv:2011.13456), the VP SDE; Lu et al. 2022 (arXiv:2206.00927) for the inverse.
     """
 
     rate_min: float = 0.1

@@ -58,7 +58,7 @@ def time_grid(schedule: VPLinearSchedule, num_steps: int, spacing: str) -> Tenso
     Args:
         schedule: The noise schedule.
         num_steps: Number of intervals, >= 1.
-        spacing: ``time`` (uniform in t), ``log_snr`` (uniform in log(alpha/sigma)) or ``quadratic`` (uniform in sqrt t).
+        spacing: ``time`` (uniform in t), ``log_snr`` (uniform in log(alpha/sigma)) or ``quadratic`` (in sqrt t).
     """
     if spacing == "time":
         return torch.linspace(1.0, schedule.t_min, num_steps + 1, dtype=torch.float64)
@@ -133,7 +133,9 @@ def solve(
     return x
 
 
-def _grid_numbers(schedule: VPLinearSchedule, grid: Tensor) -> tuple[list[float], list[float], list[float], list[float]]:
+def _grid_numbers(
+    schedule: VPLinearSchedule, grid: Tensor
+) -> tuple[list[float], list[float], list[float], list[float]]:
     """Times, alpha, sigma and log-SNR of every node of a grid."""
     numbers = (grid, schedule.alpha(grid), schedule.sigma(grid), schedule.log_snr(grid))
     times, alpha, sigma, log_snr = (values.tolist() for values in numbers)
@@ -150,9 +152,7 @@ def _multistep_plan(schedule: VPLinearSchedule, grid: Tensor, order: int) -> Sol
         weights = _data_weights(h, [-distance / h for distance in past], exact=order == 3)
         mix.append(tuple((i - j, alpha[i + 1] * weight) for j, weight in enumerate(weights)))
     keep = tuple(sigma[i + 1] / sigma[i] for i in range(steps))
-    return SolverPlan(
-        tuple(times[:-1]), tuple(alpha[:-1]), tuple(sigma[:-1]), tuple(range(steps)), keep, tuple(mix)
-    )
+    return SolverPlan(tuple(times[:-1]), tuple(alpha[:-1]), tuple(sigma[:-1]), tuple(range(steps)), keep, tuple(mix))
 
 
 def _singlestep_plan(schedule: VPLinearSchedule, nfe: int, order: int, spacing: str) -> SolverPlan:

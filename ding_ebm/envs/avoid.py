@@ -107,8 +107,7 @@ class AvoidBatch:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
         check_seeds(seeds, self.num_envs)
         spread = [np.random.default_rng(int(seed)).uniform(-START_SPREAD, START_SPREAD, 2) for seed in seeds]
-        start: NDArray[np.float64] = np.array(START) + np.array(spread)
-        self._target = self._actual = self._previous = start
+        self._target = self._actual = self._previous = np.add(START, spread)
         self._steps = 0
         self._terminated = np.zeros(self.num_envs, dtype=np.bool_)
         self._truncated = np.zeros(self.num_envs, dtype=np.bool_)
@@ -130,7 +129,7 @@ class AvoidBatch:
         self._note_gates(x, y)
         self._steps += 1
         self._terminated = failed | self.success
-        self._truncated = self._truncated | (~self._terminated & (self._steps >= self.max_episode_steps))
+        self._truncated = ~self._terminated & (self._steps >= self.max_episode_steps)
         bonus = np.where(self.success, _BONUS[np.searchsorted(_LANES, x)], 0.0)
         reward = (np.minimum(y, FINISH_Y) - before) / (FINISH_Y - START[1]) - TIME_COST - FAILURE_COST * failed + bonus
         return self._obs(), np.where(running, reward, 0.0), self._terminated.copy(), self._truncated.copy()

@@ -18,8 +18,8 @@ from ding_ebm.envs.registry import get_task, make_env
 class TaskEnv(BaseEnv):
     """A task by its name, stepped in raw units.
 
-    ``done`` is an episode's end of either kind; ``info`` keeps ``terminated`` and ``truncated`` apart. The environment is
-    seeded once: its episodes differ from each other, and repeat from run to run.
+    ``done`` is an episode's end of either kind; ``info`` keeps ``terminated`` and ``truncated`` apart. The environment
+    is seeded once: its episodes differ from each other, and repeat from run to run.
     """
 
     config = dict(

@@ -70,8 +70,8 @@ class LoadCheckpointHook(LearnerHook):
             done, rest = divmod(completed, learn.iterations_per_epoch)
             if rest:
                 raise ValueError(
-                    f"{self._path} is of iteration {completed}, within an epoch of {learn.iterations_per_epoch}; resume "
-                    "from a checkpoint at the end of one (choose save_ckpt_after_iter a multiple of it)"
+                    f"{self._path} is of iteration {completed}, within an epoch of {learn.iterations_per_epoch}; "
+                    "resume from a checkpoint at the end of one (choose save_ckpt_after_iter a multiple of it)"
                 )
             learn.train_epoch -= done
         engine.info(f"{engine.instance_name} resumed from {self._path} at iteration {completed}")
@@ -92,7 +92,12 @@ class LogAndProgressHook(LogShowHook):
                 # A file takes a line a report: few of them.
                 interval = 0.5 if sys.stderr.isatty() else 15.0
                 self._bar = tqdm(
-                    desc="train", initial=engine.last_iter.val, total=total, unit="it", mininterval=interval, smoothing=0.05
+                    desc="train",
+                    initial=engine.last_iter.val,
+                    total=total,
+                    unit="it",
+                    mininterval=interval,
+                    smoothing=0.05,
                 )
             self._bar.update()
         super().__call__(engine)

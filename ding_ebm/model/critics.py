@@ -5,22 +5,20 @@ Letters: B batch, M actions a state, N critics, Do observation, Da action.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ding_ebm.model.linear import Linear, linear
 from ding_ebm.model.networks import mlp
 
 AGGREGATIONS = ("min", "mean", "lcb")
 
 
 class EnsembleQ(nn.Module):
-    """N independent Q(obs, action) networks with ReLU, evaluated as one batched matrix product a layer.
-
-    Each critic is initialized as ``nn.Linear`` would be. N = 2 is the twin critic.
+    """N independent Q(obs, action) networks with ReLU; N = 2 is the twin critic.
 
     Args:
         obs_dim: Do.
@@ -35,14 +33,7 @@ class EnsembleQ(nn.Module):
         super().__init__()
         if num_critics < 1:
             raise ValueError(f"num_critics must be at least 1, got {num_critics}")
-        self.obs_dim = obs_dim
-        sizes = [obs_dim + action_dim, *hidden, 1]
-        self.weights = nn.ParameterList()
-        self.biases = nn.ParameterList()
-        for n_in, n_out in zip(sizes[:-1], sizes[1:]):
-            bound = 1.0 / math.sqrt(n_in)
-            self.weights.append(nn.Parameter(torch.empty(num_critics, n_in, n_out).uniform_(-bound, bound)))
-            self.biases.append(nn.Parameter(torch.empty(num_critics, 1, n_out).uniform_(-bound, bound)))
+        self.critics = nn.ModuleList([_Q(obs_dim, action_dim, hidden) for _ in range(num_critics)])
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Values of every critic.
@@ -54,22 +45,31 @@ class EnsembleQ(nn.Module):
         Returns:
             (N, B) or (N, B, M).
         """
-        first, bias = self.weights[0], self.biases[0]
-        leading = action.shape[:-1]
-        obs_part = torch.baddbmm(bias, obs.expand(len(first), -1, -1), first[:, : self.obs_dim])
-        flat = action.reshape(1, -1, action.shape[-1]).expand(len(first), -1, -1)
-        hidden = torch.bmm(flat, first[:, self.obs_dim :])
+        return torch.stack([critic(obs, action) for critic in self.critics])
+
+
+class _Q(nn.Module):
+    """One critic; the observation's part of the first layer is computed once a state."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.obs_dim = obs_dim
+        sizes = [obs_dim + action_dim, *hidden]
+        self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:])])
+        self.last = Linear(sizes[-1], 1)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        first = self.hidden[0]
+        context = linear(obs, first.weight[:, : self.obs_dim], first.bias)
         if action.ndim == 3:
-            hidden = (hidden.view(len(first), *leading, -1) + obs_part.unsqueeze(2)).flatten(1, 2)
-        else:
-            hidden = hidden + obs_part
-        for weight, bias in zip(self.weights[1:-1], self.biases[1:-1]):
-            hidden = torch.baddbmm(bias, F.relu(hidden), weight)
+            context = context.unsqueeze(1)
+        hidden = linear(action, first.weight[:, self.obs_dim :]) + context
+        for layer in self.hidden[1:]:
+            hidden = layer(F.relu(hidden))
         # A value can be large: its last product is taken in the parameters' precision.
         with torch.autocast(action.device.type, enabled=False):
-            hidden = F.relu(hidden).to(self.weights[-1].dtype)
-            values = torch.baddbmm(self.biases[-1], hidden, self.weights[-1])
-        return values.squeeze(-1).view(-1, *leading)
+            values: Tensor = self.last(F.relu(hidden).to(self.last.weight.dtype)).squeeze(-1)
+        return values
 
 
 def aggregate(values: Tensor, kind: str = "min", lcb_coefficient: float = 1.0) -> Tensor:
@@ -120,7 +120,9 @@ class LogPartition(nn.Module):
         condition_on_temperature: Whether the inverse temperature is an input.
     """
 
-    def __init__(self, obs_dim: int, hidden: Sequence[int] = (256, 256), condition_on_temperature: bool = False) -> None:
+    def __init__(
+        self, obs_dim: int, hidden: Sequence[int] = (256, 256), condition_on_temperature: bool = False
+    ) -> None:
         super().__init__()
         self.condition_on_temperature = condition_on_temperature
         self.net = mlp([obs_dim + condition_on_temperature, *hidden, 1])

@@ -19,9 +19,13 @@ from ding_ebm.diffusion.solvers import SolverPlan, solve
 class NoiseModel(Protocol):
     """A network that predicts noise, as :class:`~ding_ebm.model.networks.NoiseNet` does."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, obs: Tensor) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, obs: Tensor) -> Tensor:
+        """Predicted noise, (B, Da)."""
+        ...
 
-    def bind(self, times: Sequence[float], obs: Tensor) -> Callable[[Tensor, int], Tensor]: ...
+    def bind(self, times: Sequence[float], obs: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """The same as a function of (x_t, index of the time), for one sampling run."""
+        ...
 
 
 def denoising_loss(network: NoiseModel, x_t: Tensor, t: Tensor, obs: Tensor, noise: Tensor) -> Tensor:

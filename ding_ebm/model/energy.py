@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ding_ebm.diffusion.guidance import Guidance
+from ding_ebm.model.linear import Linear, linear
 from ding_ebm.model.networks import FourierTimeEmbedding
 
 LABELS = ("softmax", "unnormalized", "mse")
@@ -28,8 +29,8 @@ class GuidanceNet(nn.Module, Guidance):
         obs_dim: Do; 0 for a guidance without observations.
         action_dim: Da.
         hidden: Widths of the hidden layers; four of 256 in the paper's code (210 721 parameters at Do = 11, Da = 3).
-        condition_on_temperature: Take the inverse temperature beta as an input and return f = beta g(x_t, t, obs, beta),
-            which vanishes at beta = 0 as the exact guidance does.
+        condition_on_temperature: Take the inverse temperature beta as an input and return f = beta g(x_t, t, obs,
+            beta), which vanishes at beta = 0 as the exact guidance does.
 
     Source:
         Lu et al. 2023 (arXiv:2304.12824); the temperature input is ours.
@@ -47,8 +48,8 @@ class GuidanceNet(nn.Module, Guidance):
         self.condition_on_temperature = condition_on_temperature
         self.time = FourierTimeEmbedding(32)
         sizes = [action_dim + 32 + obs_dim + condition_on_temperature, *hidden]
-        self.hidden = nn.ModuleList([nn.Linear(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:])])
-        self.last = nn.Linear(sizes[-1], 1)
+        self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:])])
+        self.last = Linear(sizes[-1], 1)
 
     def forward(self, x_t: Tensor, t: Tensor, obs: Tensor | None, inverse_temperature: Tensor | float) -> Tensor:
         """f, (B,) or (B, M).
@@ -63,7 +64,7 @@ class GuidanceNet(nn.Module, Guidance):
         context = self._context(self.time(t), obs, beta)
         if x_t.ndim == 3:
             context, beta = context.unsqueeze(1), beta.unsqueeze(1)
-        hidden = F.linear(x_t, self.hidden[0].weight[:, : self.action_dim]) + context
+        hidden = linear(x_t, self.hidden[0].weight[:, : self.action_dim]) + context
         for layer in self.hidden[1:]:
             hidden = layer(F.silu(hidden))
         with torch.autocast(x_t.device.type, enabled=False):
@@ -81,8 +82,8 @@ class GuidanceNet(nn.Module, Guidance):
         if self.condition_on_temperature:
             context = context + weight[:, -1] * math.log1p(inverse_temperature)
         if obs is not None:
-            context = F.linear(obs, weight[:, a + 32 : a + 32 + self.obs_dim]) + context
-        time_part = F.linear(self.time(t), weight[:, a : a + 32])
+            context = linear(obs, weight[:, a + 32 : a + 32 + self.obs_dim]) + context
+        time_part = linear(self.time(t), weight[:, a : a + 32])
         scale = inverse_temperature if self.condition_on_temperature else 1.0
         return lambda x_t, i: self._value_and_grad(x_t, context + time_part[i], scale)
 
@@ -103,17 +104,17 @@ class GuidanceNet(nn.Module, Guidance):
         if self.condition_on_temperature:
             inputs.append(torch.log1p(beta).unsqueeze(-1))
         first = self.hidden[0]
-        return F.linear(torch.cat(inputs, dim=-1), first.weight[:, self.action_dim :], first.bias)
+        return linear(torch.cat(inputs, dim=-1), first.weight[:, self.action_dim :], first.bias)
 
     def _value_and_grad(self, x_t: Tensor, context: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         first = self.hidden[0].weight[:, : self.action_dim]
-        before = [F.linear(x_t, first) + context]
+        before = [linear(x_t, first) + context]
         for layer in self.hidden[1:]:
             before.append(layer(F.silu(before[-1])))
         value = self.last(F.silu(before[-1])).squeeze(-1)
         grad = torch.ops.aten.silu_backward(self.last.weight.expand_as(before[-1]), before[-1])
         for layer, hidden in zip(reversed(self.hidden[1:]), reversed(before[:-1])):
-            grad = torch.ops.aten.silu_backward(grad @ layer.weight, hidden)
+            grad = torch.ops.aten.silu_backward(linear(grad, layer.weight.t()), hidden)
         return value * scale, (grad @ first) * scale
 
 

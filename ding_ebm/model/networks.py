@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ding_ebm.model.linear import Linear, linear
+
 
 class FourierTimeEmbedding(nn.Module):
     """Random Fourier features of time through one linear layer.
@@ -31,7 +33,7 @@ class FourierTimeEmbedding(nn.Module):
         if dim % 2:
             raise ValueError(f"dim must be even, got {dim}")
         self.register_buffer("frequency", torch.randn(dim // 2) * scale)
-        self.linear = nn.Linear(dim, dim)
+        self.linear = Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed times (B,) as (B, dim)."""
@@ -45,7 +47,7 @@ def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> 
     """Linear layers of the given sizes with activations between them, none after the last."""
     layers: list[nn.Module] = []
     for n_in, n_out in zip(sizes[:-1], sizes[1:]):
-        layers += [nn.Linear(n_in, n_out), activation()]
+        layers += [Linear(n_in, n_out), activation()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -56,8 +58,8 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.dim_out = dim_out
         self.has_skip = dim_in != dim_out
-        self.first = nn.Linear(dim_in, 2 * dim_out if self.has_skip else dim_out)
-        self.second = nn.Linear(dim_out, dim_out)
+        self.first = Linear(dim_in, 2 * dim_out if self.has_skip else dim_out)
+        self.second = Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         hidden = self.first(x)
@@ -98,11 +100,11 @@ class NoiseNet(nn.Module):
         self.cond_sizes = [block.dim_out for block in (*down, self.middle, *up)]
 
         self.time = FourierTimeEmbedding(32)
-        self.obs = nn.Linear(obs_dim, 32)
-        self.embed = nn.Linear(64, self.EMBEDDING)
-        self.embed_out = nn.Linear(self.EMBEDDING, self.EMBEDDING)
-        self.conditions = nn.Linear(self.EMBEDDING, sum(self.cond_sizes))
-        self.last = nn.Linear(2 * widths[0], action_dim)
+        self.obs = Linear(obs_dim, 32)
+        self.embed = Linear(64, self.EMBEDDING)
+        self.embed_out = Linear(self.EMBEDDING, self.EMBEDDING)
+        self.conditions = Linear(self.EMBEDDING, sum(self.cond_sizes))
+        self.last = Linear(2 * widths[0], action_dim)
 
     def forward(self, x_t: Tensor, t: Tensor, obs: Tensor) -> Tensor:
         """Predicted noise, (B, Da), for noised actions (B, Da), times (B,) and observations (B, Do)."""
@@ -121,8 +123,8 @@ class NoiseNet(nn.Module):
         """
         t = torch.tensor(times, dtype=self.time.frequency.dtype, device=obs.device)
         split = self.obs.out_features
-        obs_part = F.linear(F.silu(self.obs(obs)), self.embed.weight[:, :split], self.embed.bias)
-        time_part = F.linear(self.time(t), self.embed.weight[:, split:])
+        obs_part = linear(F.silu(self.obs(obs)), self.embed.weight[:, :split], self.embed.bias)
+        time_part = linear(self.time(t), self.embed.weight[:, split:])
         if obs_part.numel() * len(times) <= 1 << 20:  # small: one matrix product for all steps
             steps = time_part.view(len(times), *(1,) * (obs_part.ndim - 1), -1)
             all_conditions = self._conditions(obs_part + steps)

@@ -15,7 +15,7 @@ from ding.worker import BaseLearner, InteractionSerialEvaluator
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from ding_ebm.config import Rule, check_config, flag, integer, optional, text
+from ding_ebm.config import Rule, check_config, choice, either, flag, integer, optional, sequence, text
 
 # Parts of a policy's config that belong to the host's collector, buffer and commander.
 HOST_OWNED = ("collect.collector", "other", "learn.learner.hook", "eval.evaluator.render")
@@ -90,9 +90,7 @@ class BasePolicy(Policy):
         "collect.data_type": text(),
     }
 
-    def __init__(
-        self, cfg: EasyDict, model: nn.Module | None = None, enable_field: list[str] | None = None
-    ) -> None:
+    def __init__(self, cfg: EasyDict, model: nn.Module | None = None, enable_field: list[str] | None = None) -> None:
         self.check(cfg)
         self._train_iter = 0
         self._unroll_len = 1
@@ -110,7 +108,7 @@ class BasePolicy(Policy):
         host.learn.learner = BaseLearner.default_config()
         host.eval.evaluator = deep_merge_dicts(InteractionSerialEvaluator.default_config(), host.eval.evaluator)
         declared = deep_merge_dicts(host, cls.default_config())
-        check_config(cfg, declared, {**BasePolicy.rules, **cls.rules}, path="policy", open_keys=HOST_OWNED)
+        check_config(cfg, declared, cls.rules, path="policy", open_keys=HOST_OWNED)
         cls.check_consistency(cfg)
         if cfg["cuda"] and not torch.cuda.is_available():
             raise RuntimeError(
@@ -158,15 +156,46 @@ class BasePolicy(Policy):
         self._model.load_state_dict(state_dict["model"])
         self._train_iter = int(state_dict["train_iter"])
 
-    # This policy learns from a data set: the host's collect mode exists, and says so when it is used.
+
+class OfflinePolicy(BasePolicy):
+    """A policy that learns from a data set and collects nothing."""
+
+    config = dict(
+        # (bool) It learns from a data set.
+        on_policy=False,
+        collect=dict(
+            # (str) Registered data set.
+            data_type="ebm_offline",
+            # (str or list of str) Data files in D4RL's HDF5 layout, read as one set; the task must say it.
+            data_path=None,
+            # (str) Scaling of rewards: 'none', 'locomotion' (by the range of returns) or 'antmaze' (minus 1).
+            reward_tuning="none",
+            # (str) Normalization of observations: 'none', 'mean_std' or 'min_max'.
+            obs_normalization="none",
+            # (str) Normalization of actions: 'none' where they lie in [-1, 1] already, or 'min_max'.
+            action_normalization="none",
+        ),
+    )
+    rules: ClassVar[dict[str, Rule]] = {
+        **BasePolicy.rules,
+        "on_policy": choice(False),
+        "collect.data_path": optional(either(text(), sequence(text()))),
+        "collect.reward_tuning": choice("none", "locomotion", "antmaze"),
+        "collect.obs_normalization": choice("none", "mean_std", "min_max"),
+        "collect.action_normalization": choice("none", "min_max"),
+    }
+
     def _init_collect(self) -> None:
         self._collect_model = self._model
 
     def _forward_collect(self, data: dict[int, Tensor], **kwargs: Any) -> dict[int, Any]:
-        raise NotImplementedError(f"{type(self).__name__} learns offline and collects no data; run it by serial_offline")
+        raise self._collects_nothing()
 
     def _process_transition(self, obs: Any, policy_output: Any, timestep: Any) -> dict[str, Any]:
-        raise NotImplementedError(f"{type(self).__name__} learns offline and collects no data; run it by serial_offline")
+        raise self._collects_nothing()
 
     def _get_train_sample(self, transitions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        raise NotImplementedError(f"{type(self).__name__} learns offline and collects no data; run it by serial_offline")
+        raise self._collects_nothing()
+
+    def _collects_nothing(self) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} learns from a data set: run it by ding -m serial_offline")

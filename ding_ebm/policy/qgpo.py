@@ -34,7 +34,7 @@ from ding_ebm.model.critics import AGGREGATIONS, EnsembleQ, LogPartition, aggreg
 from ding_ebm.model.diffusion import denoising_loss, random_times, sample_actions, standard_normal
 from ding_ebm.model.energy import LABELS, GuidanceNet, cep_labels, cep_loss, log_mean_exp, mse_guidance_loss
 from ding_ebm.model.networks import NoiseNet
-from ding_ebm.policy.base import PRECISIONS, BasePolicy, autocast, autocast_dtype, read_checkpoint
+from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, autocast_dtype, read_checkpoint
 from ding_ebm.policy.support import checksum, default_cache_dir, support_actions
 
 WIDTHS = sequence(integer(1))
@@ -45,30 +45,38 @@ class QGPOModel(nn.Module):
     """Behavior model, critic with its target, guidance, and the normalizers of the data that they were trained on."""
 
     def __init__(
-        self, obs_dim: int, action_dim: int, behavior_widths: tuple[int, ...], qgpo_critic: Mapping[str, Any]
+        self,
+        obs_dim: int,
+        action_dim: int,
+        behavior_widths: tuple[int, ...],
+        ema_decay: float | None,
+        qgpo_critic: Mapping[str, Any],
     ) -> None:
         super().__init__()
         conditioned = qgpo_critic["condition_on_temperature"]
         self.obs_normalizer = Normalizer(obs_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.behavior = NoiseNet(obs_dim, action_dim, behavior_widths)
-        self.behavior_ema = copy.deepcopy(self.behavior).requires_grad_(False)
+        self.behavior_ema = None if ema_decay is None else copy.deepcopy(self.behavior).requires_grad_(False)
         self.critic = EnsembleQ(obs_dim, action_dim, qgpo_critic["critic_widths"], qgpo_critic["num_critics"])
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.guidance = GuidanceNet(obs_dim, action_dim, qgpo_critic["guidance_widths"], conditioned)
         self.log_partition = LogPartition(obs_dim, condition_on_temperature=conditioned)
 
+    @property
+    def sampled_behavior(self) -> NoiseNet:
+        """The noise network that actions are sampled from: the moving average where there is one."""
+        return self.behavior if self.behavior_ema is None else self.behavior_ema
+
 
 @POLICY_REGISTRY.register("ebm_qgpo")
-class QGPOPolicy(BasePolicy):
+class QGPOPolicy(OfflinePolicy):
     """QGPO under DI-engine's ``serial_offline`` and ``eval`` pipelines."""
 
     _schedule = VPLinearSchedule()
     config = dict(
         # (str) Registered name of this policy.
         type="ebm_qgpo",
-        # (bool) QGPO learns from a data set.
-        on_policy=False,
         model=dict(
             # (int) Do, number of observation dimensions; the task must say it.
             obs_dim=None,
@@ -76,6 +84,8 @@ class QGPOPolicy(BasePolicy):
             action_dim=None,
             # (tuple of int) Widths of the noise network on its way down, each half of the one before.
             behavior_widths=(512, 256, 128),
+            # (float) Decay of the moving average of the behavior model that is sampled from; None: the model itself.
+            ema_decay=None,
             qgpo_critic=dict(
                 # (float) Inverse temperature of the guided policy: pi ~ mu exp(alpha Q) (beta in the paper).
                 alpha=3.0,
@@ -122,8 +132,6 @@ class QGPOPolicy(BasePolicy):
             discount_factor=0.99,
             # (float) Rate of the target critic's moving average, per iteration.
             target_theta=0.005,
-            # (float) Decay of the moving average of the behavior model that is sampled from; None: the model itself.
-            ema_decay=None,
             # (int) M, number of support actions a state (K in the paper).
             M=16,
             # (int) Network evaluations (NFE) for a support action.
@@ -147,18 +155,6 @@ class QGPOPolicy(BasePolicy):
             # (bool) Whether to compile the losses by torch.compile; needs a C++ compiler, pays off in long runs.
             compile=False,
         ),
-        collect=dict(
-            # (str) Registered data set.
-            data_type="ebm_offline",
-            # (str or list of str) Data files in D4RL's HDF5 layout, read as one set; the task must say it.
-            data_path=None,
-            # (str) Scaling of rewards: 'none', 'locomotion' (by the range of returns) or 'antmaze' (minus 1).
-            reward_tuning="none",
-            # (str) Normalization of observations: 'none', 'mean_std' or 'min_max'.
-            obs_normalization="none",
-            # (str) Normalization of actions: 'none' where they lie in [-1, 1] already, or 'min_max'.
-            action_normalization="none",
-        ),
         eval=dict(
             # (float or list of float) Factor of the energy's gradient. The host's evaluator uses the first of a list;
             # `ding-ebm eval` evaluates each of them.
@@ -170,9 +166,11 @@ class QGPOPolicy(BasePolicy):
         ),
     )
     rules: ClassVar[dict[str, Rule]] = {
+        **OfflinePolicy.rules,
         "model.obs_dim": integer(1),
         "model.action_dim": integer(1),
         "model.behavior_widths": WIDTHS,
+        "model.ema_decay": optional(number(0.0, 1.0)),
         "model.qgpo_critic.alpha": number(0.0),
         "model.qgpo_critic.q_alpha": number(0.0),
         "model.qgpo_critic.num_critics": integer(1),
@@ -193,7 +191,6 @@ class QGPOPolicy(BasePolicy):
         "learn.guidance_learning_rate": number(0.0, above=True),
         "learn.discount_factor": number(0.0, 1.0),
         "learn.target_theta": number(0.0, 1.0, above=True),
-        "learn.ema_decay": optional(number(0.0, 1.0)),
         "learn.M": integer(1),
         "learn.diffusion_steps": integer(1),
         "learn.behavior_policy_stop_training_iter": integer(0),
@@ -205,10 +202,6 @@ class QGPOPolicy(BasePolicy):
         "learn.support_cache": optional(text()),
         "learn.precision": choice(*PRECISIONS),
         "learn.compile": flag(),
-        "collect.data_path": optional(either(text(), sequence(text()))),
-        "collect.reward_tuning": choice("none", "locomotion", "antmaze"),
-        "collect.obs_normalization": choice("none", "mean_std", "min_max"),
-        "collect.action_normalization": choice("none", "min_max"),
         "eval.guidance_scale": either(number(0.0), sequence(number(0.0))),
         "eval.inverse_temperature": optional(number(0.0)),
         "eval.diffusion_steps": integer(1),
@@ -221,16 +214,28 @@ class QGPOPolicy(BasePolicy):
         stop, begin = learn["behavior_policy_stop_training_iter"], learn["energy_guided_policy_begin_training_iter"]
         low, high = critic["temperature_range"]
         rules = [
-            (begin in (None, stop), f"learn.energy_guided_policy_begin_training_iter must be None or {stop}, where the "
-             f"behavior stage ends: support actions are drawn once, from the finished behavior model; got {begin}"),
-            ((stop == 0) == bool(learn["behavior_checkpoint"]), "learn.behavior_policy_stop_training_iter must be 0 if "
-             "and only if learn.behavior_checkpoint gives the behavior model"),
-            (learn["batch_size_q"] <= learn["batch_size"], f"learn.batch_size_q ({learn['batch_size_q']}) must not "
-             f"exceed learn.batch_size ({learn['batch_size']}): it is a part of the batch"),
+            (
+                begin in (None, stop),
+                f"learn.energy_guided_policy_begin_training_iter must be None or {stop}, where the behavior stage ends: "
+                f"support actions are drawn once, from the finished behavior model; got {begin}",
+            ),
+            (
+                (stop == 0) == bool(learn["behavior_checkpoint"]),
+                "learn.behavior_policy_stop_training_iter must be 0 if and only if learn.behavior_checkpoint gives the "
+                "behavior model",
+            ),
+            (
+                learn["batch_size_q"] <= learn["batch_size"],
+                f"learn.batch_size_q ({learn['batch_size_q']}) must not exceed learn.batch_size "
+                f"({learn['batch_size']}): it is a part of the batch",
+            ),
             (low < high, f"model.qgpo_critic.temperature_range must grow, got {low} and {high}"),
-            (cfg["eval"]["inverse_temperature"] is None or critic["condition_on_temperature"], "eval.inverse_temperature "
-             "needs model.qgpo_critic.condition_on_temperature=True; else the guidance knows alpha only as trained"),
-        ]  # fmt: skip
+            (
+                cfg["eval"]["inverse_temperature"] is None or critic["condition_on_temperature"],
+                "eval.inverse_temperature needs model.qgpo_critic.condition_on_temperature=True; else the guidance "
+                "knows alpha only as trained",
+            ),
+        ]
         problems = [f"policy.{message}" for holds, message in rules if not holds]
         if problems:
             raise ConfigError("the config cannot be used:\n  " + "\n  ".join(problems))
@@ -272,7 +277,9 @@ class QGPOPolicy(BasePolicy):
         """
         for key in ("obs_dim", "action_dim"):
             if statistics[key] != self._cfg.model[key]:
-                raise ValueError(f"policy.model.{key} is {self._cfg.model[key]}, but the data set has {statistics[key]}")
+                raise ValueError(
+                    f"policy.model.{key} is {self._cfg.model[key]}, but the data set has {statistics[key]}"
+                )
         self._statistics = statistics
         self._model.obs_normalizer.load_state_dict(statistics["obs_normalizer"])
         self._model.action_normalizer.load_state_dict(statistics["action_normalizer"])
@@ -305,8 +312,8 @@ class QGPOPolicy(BasePolicy):
         noise = standard_normal(action, self._generator)
         loss = self._behavior_loss_fn(obs, action, t, noise)
         self._step("behavior", loss)
-        if self._cfg.learn.ema_decay is not None:
-            self._average("behavior_ema", "behavior", 1.0 - self._cfg.learn.ema_decay)
+        if self._model.behavior_ema is not None:
+            self._average("behavior_ema", "behavior", 1.0 - self._cfg.model.ema_decay)
         return {"behavior_loss": loss}
 
     def _update_energy(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -337,7 +344,9 @@ class QGPOPolicy(BasePolicy):
         with autocast(self._cfg.learn.precision, self._device):
             return denoising_loss(self._model.behavior, x_t, t, obs, noise)
 
-    def _critic_loss(self, data: dict[str, Tensor], support: Tensor, next_support: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _critic_loss(
+        self, data: dict[str, Tensor], support: Tensor, next_support: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Temporal-difference loss of all critics; the target's values of the support actions, (B, M); mean of Q."""
         critic, batch = self._cfg.model.qgpo_critic, len(support)
         with autocast(self._cfg.learn.precision, self._device):
@@ -391,15 +400,11 @@ class QGPOPolicy(BasePolicy):
 
     # Support actions.
 
-    @property
-    def _sampled_behavior(self) -> NoiseNet:
-        return self._model.behavior if self._cfg.learn.ema_decay is None else self._model.behavior_ema
-
     def _draw_support(self) -> Tensor:
         if not self._statistics:
             raise RuntimeError("the energy stage needs the data set's states: call set_statistic(dataset.statistics)")
         learn, sampler = self._cfg.learn, self._cfg.sampler
-        behavior, states = self._sampled_behavior, self._statistics["states"].to(self._device)
+        behavior, states = self._model.sampled_behavior, self._statistics["states"].to(self._device)
         plan = self._plan(learn.diffusion_steps)
 
         def sample(obs: Tensor, noise: Tensor) -> Tensor:
@@ -443,7 +448,8 @@ class QGPOPolicy(BasePolicy):
         trained_on, here = state_dict["data_fingerprint"], self._statistics.get("fingerprint", "")
         if trained_on and here and trained_on != here:
             raise ValueError(
-                f"the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than this run's ({here[:12]}): "
+                f"the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than this run's "
+                f"({here[:12]}): "
                 "resume on the same files, or take only its behavior model by learn.behavior_checkpoint"
             )
         self._model.load_state_dict(state_dict["model"])
@@ -507,7 +513,7 @@ class QGPOPolicy(BasePolicy):
         normalized = self._model.obs_normalizer(torch.from_numpy(obs).to(self._device))
         noise = torch.empty(len(obs), self._cfg.model.action_dim, device=self._device)
         actions = sample_actions(
-            self._sampled_behavior,
+            self._model.sampled_behavior,
             self._eval_plan,
             normalized,
             standard_normal(noise, self._eval_generator),

@@ -26,14 +26,14 @@ PAPER = dict(
 SMALL = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
     policy=dict(
-        model=dict(qgpo_critic=dict(alpha=3.0, q_alpha=1.0)),
+        model=dict(ema_decay=0.999, qgpo_critic=dict(alpha=3.0, q_alpha=1.0)),
         learn=dict(
             train_epoch=40,
             iterations_per_epoch=1000,
             batch_size=512,
             learning_rate=3e-4,
+            M=8,
             diffusion_steps=8,
-            ema_decay=0.999,
             behavior_policy_stop_training_iter=20000,
             q_value_stop_training_iter=35000,
             precision="auto",

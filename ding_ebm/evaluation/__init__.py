@@ -1,0 +1,1 @@
+"""Evaluation with fixed seeds: rollouts, intervals, checkpoints, pictures, and the demo."""

@@ -1,0 +1,111 @@
+"""The task table agrees with the environments, the data files and D4RL's reference returns."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ding_ebm.data.rewards import KINDS
+from ding_ebm.envs import registry
+from ding_ebm.envs.avoid import AvoidBatch
+from ding_ebm.envs.registry import TASKS, get_task, make_batch_env, make_env, normalized_score
+
+LOCOMOTION = ["hopper", "walker2d", "halfcheetah"]
+needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
+TASK_NAMES = ["avoid", *(pytest.param(name, marks=needs_mujoco) for name in LOCOMOTION)]
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_table_agrees_with_the_environments(name: str) -> None:
+    task, env, batch = get_task(name), make_env(name), make_batch_env(name, 2)
+    assert env.observation_space.shape == (task.obs_dim,) == (batch.obs_dim,)
+    assert env.action_space.shape == (task.action_dim,) == (batch.action_dim,)
+    low, high = np.float32(task.action_range)
+    assert (batch.action_low == low).all() and (batch.action_high == high).all()
+    assert batch.num_envs == 2 and batch.max_episode_steps == task.max_episode_steps
+    assert batch.reset([0, 1]).shape == (2, task.obs_dim)
+
+
+@needs_mujoco
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_locomotion_is_version_4_and_made_without_a_warning(name: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        env = make_env(name)
+    assert not caught
+    assert env.spec is not None and env.spec.id.endswith("-v4")
+
+
+def test_importing_the_table_loads_no_simulator() -> None:
+    code = "import sys, ding_ebm.envs.registry; print([m for m in ('mujoco', 'torch', 'ding') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_scores_are_d4rls() -> None:
+    assert set(TASKS) == {"avoid", *LOCOMOTION}
+    for name, low, high in (
+        ("hopper", -20.272305, 3234.3),
+        ("walker2d", 1.629008, 4592.3),
+        ("halfcheetah", -280.178953, 12135.0),
+    ):
+        np.testing.assert_allclose(normalized_score(name, np.array([low, high, (low + high) / 2])), [0, 100, 50])
+    assert normalized_score("hopper", 1600.0) == pytest.approx(49.784, abs=1e-3)
+
+
+def test_reference_returns_of_avoid_are_standing_still_and_the_fastest_way_of_the_best_lane() -> None:
+    low, high = get_task("avoid").reference_returns
+    env = AvoidBatch(2)
+    env.reset([0, 1])
+    env._target = env._actual = env._previous = np.array([[0.525, -0.28], [0.525, -0.28]])
+    returns = np.zeros(2)
+    for t in range(150):
+        # Right of every cylinder: sideways as the target, and always up at full speed.
+        goal = 0.565 if t < 20 else 0.64 if t < 34 else 0.72
+        sideways = np.clip(goal - env._target[1, 0], -0.01, 0.01)
+        _, reward, _, truncated = env.step(np.array([[0.0, 0.0], [sideways, 0.01]]))
+        returns += reward
+    assert truncated.tolist() == [True, False] and env.success.tolist() == [False, True]
+    assert returns[0] == pytest.approx(low, abs=1e-9)
+    assert returns[1] == pytest.approx(high, abs=0.0021), "to a step"
+
+
+def test_data_sets_name_their_files() -> None:
+    assert get_task("hopper").data_files("medium_expert") == ("hopper_medium.hdf5", "hopper_expert.hdf5")
+    assert get_task("avoid").data_files("demonstrations") == ("avoid_demonstrations.hdf5",)
+    for name in LOCOMOTION:
+        assert set(get_task(name).data_sets) == {"medium", "medium_replay", "medium_expert", "expert"}
+    assert all(task.reward_tuning in KINDS for task in TASKS.values())
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown task 'hoper', did you mean 'hopper'"):
+        get_task("hoper")
+    with pytest.raises(ValueError, match=r"unknown task 'xyz'\. Known: hopper, walker2d, halfcheetah, avoid"):
+        make_batch_env("xyz", 3)
+    with pytest.raises(ValueError, match=r"unknown data set of hopper 'medium-expert', did you mean 'medium_expert'"):
+        get_task("hopper").data_files("medium-expert")
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs mujoco, imageio, packaging, .*'ding_ebm\[mujoco\]'"):
+        make_env("hopper")
+    make_env("avoid")
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_project_files_have_the_dimensions_of_the_table(name: str, data_dir: Path) -> None:
+    task = get_task(name)
+    for data_set in task.data_sets:
+        for file_name in task.data_files(data_set):
+            with h5py.File(data_dir / file_name) as file:
+                assert file["observations"].shape[1] == task.obs_dim
+                assert file["actions"].shape[1] == task.action_dim

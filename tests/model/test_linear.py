@@ -1,0 +1,94 @@
+"""The linear layer by oneDNN against PyTorch's own, forward and backward, for every layout that the networks use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ding_ebm.model import linear as module
+from ding_ebm.model.linear import Linear, linear
+
+
+@pytest.fixture
+def products(monkeypatch) -> list[int]:
+    """Grows by one with each product that oneDNN takes."""
+    if not module._HAS_ONEDNN:
+        pytest.skip("this build of torch has no oneDNN")
+    calls: list[int] = []
+    by_onednn = module._product
+    monkeypatch.setattr(module, "_product", lambda *args: calls.append(1) or by_onednn(*args))
+    return calls
+
+
+def inputs(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+LAYOUTS = {
+    "rows": lambda: (inputs(40, 12), inputs(7, 12, seed=1)),
+    "many actions a state": lambda: (inputs(5, 8, 12), inputs(7, 12, seed=1)),
+    "transposed weight": lambda: (inputs(40, 12), inputs(12, 7, seed=1).t()),
+    "columns of a weight": lambda: (inputs(40, 12), inputs(7, 30, seed=1)[:, 3:15]),
+    "columns of an input": lambda: (inputs(40, 30)[:, 3:15], inputs(7, 12, seed=1)),
+    "one row": lambda: (inputs(1, 12), inputs(7, 12, seed=1)),
+    "one output": lambda: (inputs(40, 12), inputs(1, 12, seed=1)),
+    "one column": lambda: (inputs(40, 1), inputs(7, 1, seed=1)),
+}
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_is_the_linear_map_and_has_its_gradients(layout, with_bias):
+    x, weight = LAYOUTS[layout]()
+    bias = inputs(len(weight), seed=2) if with_bias else None
+    leaves = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    results = []
+    for function in (linear, F.linear):
+        taken = [leaf.detach().requires_grad_() for leaf in leaves]
+        y = function(*taken)
+        results.append((y, *torch.autograd.grad((y * inputs(*y.shape, seed=3)).sum(), taken)))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_that_is_expanded_from_one_number_is_taken_right():
+    x, layer = inputs(40, 12), Linear(12, 7)
+    layer(x).sum().backward()  # its gradient has strides of zero
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(7, 12), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.bias.grad, torch.full((7,), 40.0))
+
+
+def test_float32_rows_go_to_onednn_and_what_it_does_not_hold_does_not(products):
+    layer = Linear(12, 7)
+    layer(inputs(40, 12))
+    assert len(products) == 1
+    layer(inputs(2, 12))
+    linear(inputs(40, 12).double(), layer.weight.double(), layer.bias.double())
+    linear(inputs(40, 30)[:, :12], layer.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(inputs(40, 12)).dtype == torch.bfloat16
+    assert len(products) == 1
+
+
+def test_a_frozen_layer_computes_no_gradient_of_its_weights(products):
+    layer = Linear(12, 7).requires_grad_(False)
+    x = inputs(40, 12).requires_grad_()
+    layer(x).sum().backward()
+    assert len(products) == 2 and layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(40, 12), rtol=1e-5, atol=1e-5)
+
+
+def test_it_begins_as_torchs_own_layer_does():
+    torch.manual_seed(0)
+    ours = Linear(12, 7).state_dict()
+    torch.manual_seed(0)
+    theirs = nn.Linear(12, 7).state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_no_rows_give_no_rows():
+    assert Linear(12, 7)(torch.empty(0, 12)).shape == (0, 7)
