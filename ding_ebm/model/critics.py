@@ -54,17 +54,17 @@ class _Q(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.obs_dim = obs_dim
-        sizes = [obs_dim + action_dim, *hidden]
-        self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:])])
-        self.last = Linear(sizes[-1], 1)
+        self.first = Linear(obs_dim + action_dim, hidden[0])
+        self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(hidden[:-1], hidden[1:])])
+        self.last = Linear(hidden[-1], 1)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        first = self.hidden[0]
-        context = linear(obs, first.weight[:, : self.obs_dim], first.bias)
+        weight = self.first.weight
+        context = linear(obs, weight[:, : self.obs_dim], self.first.bias)
         if action.ndim == 3:
             context = context.unsqueeze(1)
-        hidden = linear(action, first.weight[:, self.obs_dim :]) + context
-        for layer in self.hidden[1:]:
+        hidden = linear(action, weight[:, self.obs_dim :]) + context
+        for layer in self.hidden:
             hidden = layer(F.relu(hidden))
         # A value can be large: its last product is taken in the parameters' precision.
         with torch.autocast(action.device.type, enabled=False):

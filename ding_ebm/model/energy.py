@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +48,9 @@ class GuidanceNet(nn.Module, Guidance):
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.condition_on_temperature = condition_on_temperature
         self.time = FourierTimeEmbedding(32)
-        sizes = [action_dim + 32 + obs_dim + condition_on_temperature, *hidden]
-        self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:])])
-        self.last = Linear(sizes[-1], 1)
+        self.first = Linear(action_dim + 32 + obs_dim + condition_on_temperature, hidden[0])
+        self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(hidden[:-1], hidden[1:])])
+        self.last = Linear(hidden[-1], 1)
 
     def forward(self, x_t: Tensor, t: Tensor, obs: Tensor | None, inverse_temperature: Tensor | float) -> Tensor:
         """f, (B,) or (B, M).
@@ -64,8 +65,8 @@ class GuidanceNet(nn.Module, Guidance):
         context = self._context(self.time(t), obs, beta)
         if x_t.ndim == 3:
             context, beta = context.unsqueeze(1), beta.unsqueeze(1)
-        hidden = linear(x_t, self.hidden[0].weight[:, : self.action_dim]) + context
-        for layer in self.hidden[1:]:
+        hidden = linear(x_t, self.first.weight[:, : self.action_dim]) + context
+        for layer in self.hidden:
             hidden = layer(F.silu(hidden))
         with torch.autocast(x_t.device.type, enabled=False):
             value = self.last(F.silu(hidden.to(self.last.weight.dtype))).squeeze(-1)
@@ -76,9 +77,9 @@ class GuidanceNet(nn.Module, Guidance):
     ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
         """See :meth:`Guidance.bind`: time, observation and temperature enter the first layer once a run."""
         t = torch.tensor(times, dtype=self.last.weight.dtype, device=self.last.weight.device)
-        weight, bias = self.hidden[0].weight, self.hidden[0].bias
+        weight, bias = self.first.weight, self.first.bias
         a = self.action_dim
-        context = bias
+        context: Tensor = bias
         if self.condition_on_temperature:
             context = context + weight[:, -1] * math.log1p(inverse_temperature)
         if obs is not None:
@@ -103,17 +104,16 @@ class GuidanceNet(nn.Module, Guidance):
             inputs.append(obs)
         if self.condition_on_temperature:
             inputs.append(torch.log1p(beta).unsqueeze(-1))
-        first = self.hidden[0]
-        return linear(torch.cat(inputs, dim=-1), first.weight[:, self.action_dim :], first.bias)
+        return linear(torch.cat(inputs, dim=-1), self.first.weight[:, self.action_dim :], self.first.bias)
 
     def _value_and_grad(self, x_t: Tensor, context: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        first = self.hidden[0].weight[:, : self.action_dim]
+        first = self.first.weight[:, : self.action_dim]
         before = [linear(x_t, first) + context]
-        for layer in self.hidden[1:]:
+        for layer in self.hidden:
             before.append(layer(F.silu(before[-1])))
         value = self.last(F.silu(before[-1])).squeeze(-1)
         grad = torch.ops.aten.silu_backward(self.last.weight.expand_as(before[-1]), before[-1])
-        for layer, hidden in zip(reversed(self.hidden[1:]), reversed(before[:-1])):
+        for layer, hidden in zip(reversed(cast("list[Linear]", list(self.hidden))), reversed(before[:-1])):
             grad = torch.ops.aten.silu_backward(linear(grad, layer.weight.t()), hidden)
         return value * scale, (grad @ first) * scale
 

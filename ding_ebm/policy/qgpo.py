@@ -216,7 +216,7 @@ class QGPOPolicy(OfflinePolicy):
         rules = [
             (
                 begin in (None, stop),
-                f"learn.energy_guided_policy_begin_training_iter must be None or {stop}, where the behavior stage ends: "
+                f"learn.energy_guided_policy_begin_training_iter must be None or {stop}, the end of the behavior stage: "
                 f"support actions are drawn once, from the finished behavior model; got {begin}",
             ),
             (

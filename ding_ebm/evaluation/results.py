@@ -1,0 +1,231 @@
+"""Results as rows of a CSV file: made from a policy, appended, read back, and summarized over runs."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ding_ebm import __version__
+from ding_ebm.envs.registry import get_task, normalized_score
+from ding_ebm.evaluation.statistics import episode_interval, iqm, mean, run_interval
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One policy of one run, evaluated at one guidance scale; the columns of the CSV files.
+
+    Attributes:
+        task: Name of the task.
+        data: Names of the data files, joined by '+'.
+        policy: Registered name of the policy.
+        guidance_scale: Factor of the energy's gradient.
+        episodes: Number of episodes.
+        mean: Mean undiscounted return.
+        low: Lower end of its 95 % interval over episodes.
+        high: Upper end.
+        normalized: Mean return on the scale of the task's reference returns, 0 to 100.
+        seed: Seed that the run was trained with.
+        train_iter: Training iterations of the checkpoint.
+        commit: Version of the code.
+        command: What to type to make the row again.
+    """
+
+    task: str
+    data: str
+    policy: str
+    guidance_scale: float
+    episodes: int
+    mean: float
+    low: float
+    high: float
+    normalized: float
+    seed: int
+    train_iter: int
+    commit: str
+    command: str
+
+
+COLUMNS = tuple(field.name for field in fields(Result))
+_PARSERS = {"int": int, "float": float, "str": str}
+
+
+def make_result(returns: np.ndarray, **facts: Any) -> Result:
+    """The row of a policy whose episodes returned ``returns``, (n,); ``facts`` are the columns not computed here."""
+    interval = episode_interval(returns)
+    return Result(
+        episodes=len(returns),
+        mean=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        normalized=float(normalized_score(facts["task"], interval.estimate)),
+        commit=code_version(),
+        **facts,
+    )
+
+
+def append_results(path: str | Path, results: Iterable[Result]) -> None:
+    """Add rows to a CSV file, which is begun with a header if it is not there.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
+    path = Path(path)
+    is_new = not path.exists() or path.stat().st_size == 0
+    if not is_new:
+        read_results(path)  # rows under another header would be read as something else
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(COLUMNS)
+        writer.writerows(astuple(result) for result in results)
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """Rows of a CSV file that :func:`append_results` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If its columns or a value are not as expected.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no results at {str(path)!r}; `ding-ebm eval --out FILE.csv` makes them")
+    results = []
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = tuple(next(reader, ()))
+        if header != COLUMNS:
+            raise ValueError(f"{path}: the columns must be {','.join(COLUMNS)}, got {','.join(header)}")
+        for line in reader:
+            try:
+                values = [_PARSERS[str(field.type)](text) for field, text in zip(fields(Result), line)]
+                results.append(Result(*values))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: not a row of results: {error}") from error
+    return results
+
+
+def result_table(results: Sequence[Result]) -> str:
+    """Rows for people, without what is too long to read."""
+    header = ["task", "data", "policy", "scale", "episodes", "return", "95 % interval", "normalized"]
+    lines = [
+        [
+            r.task,
+            r.data,
+            r.policy,
+            f"{r.guidance_scale:g}",
+            str(r.episodes),
+            _number(r.mean),
+            f"{_number(r.low)} to {_number(r.high)}",
+            f"{r.normalized:.1f}",
+        ]
+        for r in results
+    ]
+    return format_table(header, lines)
+
+
+def report(results: Sequence[Result]) -> str:
+    """Mean and interquartile mean over runs, by task, data, policy and guidance scale.
+
+    A run is one seed. Where a group has a single run, its interval is the one over episodes, and the table says so.
+    Policies with several groups of at least two runs each get a line over all of them, in normalized scores.
+
+    Raises:
+        ValueError: If there are no rows, or a run is given twice.
+    """
+    if not results:
+        raise ValueError("there are no rows to report on")
+    groups: dict[tuple[str, str, str, float], list[Result]] = defaultdict(list)
+    for result in results:
+        group = groups[result.task, result.data, result.policy, result.guidance_scale]
+        if any(other.seed == result.seed for other in group):
+            raise ValueError(
+                f"seed {result.seed} of {result.policy} on {result.data} at scale {result.guidance_scale:g} is given "
+                "twice; a run is one number, keep the row of one of its evaluations"
+            )
+        group.append(result)
+    header = [
+        "task",
+        "data",
+        "policy",
+        "scale",
+        "runs",
+        "mean",
+        "95 % interval",
+        "IQM",
+        "95 % interval",
+        "interval over",
+    ]
+    lines = [[*key[:3], f"{key[3]:g}", *_summary(groups[key])] for key in sorted(groups)]
+    return format_table(header, lines + _over_tasks(groups)) + (
+        "\nmean and IQM are of normalized scores; an interval over episodes knows one run only.\n"
+    )
+
+
+def _summary(group: list[Result]) -> list[str]:
+    """Cells of one group: number of runs, mean, IQM, and what the intervals are over."""
+    scores = [result.normalized for result in group]
+    if len(group) > 1:
+        return [str(len(group)), *_interval_cells([scores]), "runs"]
+    only = group[0]
+    low, high = (float(normalized_score(only.task, value)) for value in (only.low, only.high))
+    return ["1", f"{only.normalized:.1f}", f"{low:.1f} to {high:.1f}", "-", "-", f"{only.episodes} episodes"]
+
+
+def _over_tasks(groups: dict[tuple[str, str, str, float], list[Result]]) -> list[list[str]]:
+    """One line a policy and scale with several tasks or data sets, runs resampled within each."""
+    strata: dict[tuple[str, float], list[list[float]]] = defaultdict(list)
+    for (_, _, policy, scale), group in groups.items():
+        strata[policy, scale].append([result.normalized for result in group])
+    return [
+        ["all", f"{len(runs)} sets", policy, f"{scale:g}", str(sum(map(len, runs))), *_interval_cells(runs), "runs"]
+        for (policy, scale), runs in sorted(strata.items())
+        if len(runs) > 1 and min(map(len, runs)) > 1
+    ]
+
+
+def _interval_cells(runs: Sequence[Sequence[float]]) -> list[str]:
+    intervals = [run_interval(runs, statistic) for statistic in (mean, iqm)]
+    return [cell for i in intervals for cell in (f"{i.estimate:.1f}", f"{i.low:.1f} to {i.high:.1f}")]
+
+
+def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, numbers flush right."""
+    table = [list(header), *map(list, lines)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+    right = [all(_is_numeric(line[i]) for line in lines) for i in range(len(header))]
+    aligned = [
+        "  ".join(cell.rjust(width) if flush else cell.ljust(width) for cell, width, flush in zip(line, widths, right))
+        for line in table
+    ]
+    aligned.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in aligned) + "\n"
+
+
+def _is_numeric(text: str) -> bool:
+    return text[:1].isdigit() or text[:1] in ("-", "+")
+
+
+def _number(value: float) -> str:
+    """A return with the digits that its size leaves of interest."""
+    return f"{value:.2f}" if abs(value) < 100.0 else f"{value:.0f}"
+
+
+@lru_cache(maxsize=None)
+def code_version() -> str:
+    """Commit of the checkout that runs, '-dirty' if it has changes; the package's version where it is no checkout."""
+    if not (REPOSITORY / ".git").exists():
+        return f"v{__version__}"
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else f"v{__version__}"
