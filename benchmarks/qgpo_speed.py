@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from ding.model.template import qgpo as reference_qgpo  # noqa: E402
 from ding.policy.common_utils import default_preprocess_learn  # noqa: E402
+from ding.torch_utils import MLP  # noqa: E402
 from ding.utils import deep_merge_dicts  # noqa: E402
 from easydict import EasyDict  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
@@ -57,6 +58,10 @@ class Reference:
         critic = EasyDict(alpha=3, q_alpha=1)
         self.model = reference_qgpo.QGPO(
             EasyDict(device=device, obs_dim=OBS, action_dim=ACTION, qgpo_critic=critic)
+        ).to(device)
+        # Its guidance has three hidden layers; with the paper's four both sides do the same work.
+        self.model.q.qt.qt = MLP(
+            ACTION + 32 + OBS, 256, 1, layer_num=5, activation=torch.nn.SiLU(), output_activation=False
         ).to(device)
         self.behavior_optimizer = torch.optim.Adam(self.model.score_model.parameters(), lr=1e-4)
         self.q_optimizer = torch.optim.Adam(self.model.q.q0.parameters(), lr=3e-4)

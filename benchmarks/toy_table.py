@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -43,6 +44,11 @@ BETAS = (3.0, 10.0, 20.0)
 TRAIN_BETAS = torch.linspace(0.5, 20.0, 40)
 M = 16
 METHODS = ("cep_softmax", "cep_unnormalized", "mse", "oracle")
+LINE = (
+    "   beta {beta:>2} {method:16} swd {swd:.3f} [{swd_low:.3f}, {swd_high:.3f}] floor {floor_swd:.3f}   "
+    "mmd2 {mmd2:.5f} floor {floor_mmd2:.5f}"
+)
+Row = dict[str, Any]
 COLUMNS = "set beta method swd swd_low swd_high mmd2 mmd2_low mmd2_high floor_swd floor_mmd2 seed train_steps commit"
 
 
@@ -155,9 +161,9 @@ def measure(
     guidances: dict[str, Guidance | None],
     budget: Budget,
     generator: torch.Generator,
-) -> tuple[list[dict[str, object]], dict[str, Tensor]]:
+) -> tuple[list[Row], dict[str, Tensor]]:
     """One row a guidance, and the points of the first draw (and of the truth, under ``target``)."""
-    distances = {key: [] for key in ("floor", *guidances)}
+    distances: dict[str, list[tuple[float, float]]] = {key: [] for key in ("floor", *guidances)}
     first: dict[str, Tensor] = {}
     for _ in progress(f"{name}: draws at beta {beta:g}", budget.repeats):
         truth, again = (sample_tilted_toy(name, beta, budget.samples, generator) for _ in range(2))
@@ -170,7 +176,7 @@ def measure(
     floors = dict(zip(("floor_swd", "floor_mmd2"), table["floor"].mean(1).tolist()))
     rows = []
     for key in guidances:
-        row: dict[str, object] = dict(set=name, beta=f"{beta:g}", method=key, **floors)
+        row: Row = dict(set=name, beta=f"{beta:g}", method=key, **floors)
         for column, values in zip(("swd", "mmd2"), table[key]):
             found = episode_interval(values.numpy())
             row.update({column: found.estimate, f"{column}_low": found.low, f"{column}_high": found.high})
@@ -180,9 +186,7 @@ def measure(
     return rows, first
 
 
-def run_set(
-    name: str, budget: Budget, seed: int, panel_beta: float
-) -> tuple[list[dict[str, object]], dict[str, Tensor]]:
+def run_set(name: str, budget: Budget, seed: int, panel_beta: float) -> tuple[list[Row], dict[str, Tensor]]:
     """All rows of one toy set, and the points for its panels."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -204,61 +208,66 @@ def draw_panels(panels: dict[str, dict[str, Tensor]], beta: float, path: Path) -
     columns = dict(none="behavior model", target=f"truth, beta {beta:g}", cep_softmax="CEP, softmax labels")
     columns |= dict(cep_unnormalized="CEP, unnormalized labels", mse="MSE guidance", oracle="finite-data oracle")
     figure, axes = plt.subplots(len(panels), len(columns), figsize=(12, 2 * len(panels)), squeeze=False)
+    for axis, title in zip(axes[0], columns.values()):
+        axis.set_title(title, fontsize=9)
     for line, (name, points) in zip(axes, panels.items()):
         reach = 1.05 * max(points["none"].abs().max().item(), points["target"].abs().max().item())
-        for axis, (key, title) in zip(line, columns.items()):
+        for axis, key in zip(line, columns):
             axis.scatter(*points[key][:1500].T, s=0.6, linewidths=0, color="#1f4e79" if key == "target" else "#b5532a")
             axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
-            if line is axes[0]:
-                axis.set_title(title, fontsize=9)
         line[0].set_ylabel(name, fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
-    """Run the command line."""
+def write_table(rows: list[Row], path: Path) -> None:
+    """Write the CSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS.split())
+        writer.writeheader()
+        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="smoke run of a minute into runs/; its numbers mean nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="smoke run of half a CPU minute, into runs/")
     parser.add_argument("--sets", nargs="+", choices=TOYS, default=list(TOYS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--panel-beta", type=float, choices=BETAS, default=10.0, help="beta of the figure")
     parser.add_argument("--output", type=Path, help="CSV file; default docs/results/toy_table.csv")
     parser.add_argument("--figure", type=Path, help="PNG file; default docs/images/toy_panels.png")
     arguments = parser.parse_args()
+    folders = ("runs", "runs") if arguments.quick else ("docs/results", "docs/images")
+    arguments.output = arguments.output or ROOT / folders[0] / "toy_table.csv"
+    arguments.figure = arguments.figure or ROOT / folders[1] / "toy_panels.png"
+    return arguments
+
+
+def main() -> None:
+    """Measure the sets one by one; the table is written after each."""
+    arguments = parse_arguments()
     torch.set_num_threads(1)
     plt.switch_backend("Agg")
-    output = arguments.output or ROOT / ("runs/toy_table.csv" if arguments.quick else "docs/results/toy_table.csv")
-    figure = arguments.figure or ROOT / ("runs/toy_panels.png" if arguments.quick else "docs/images/toy_panels.png")
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    rows: list[dict[str, object]] = []
-    panels = {}
+    rows: list[Row] = []
+    panels: dict[str, dict[str, Tensor]] = {}
     start = time.monotonic()
     for done, name in enumerate(arguments.sets, 1):
         more, panels[name] = run_set(name, QUICK if arguments.quick else Budget(), arguments.seed, arguments.panel_beta)
-        rows += more
-        spent = time.monotonic() - start
-        left = spent / done * (len(arguments.sets) - done)
-        print(
-            f"{name}: set {done} of {len(arguments.sets)} in {spent / 60:.1f} min, {left / 60:.1f} min left", flush=True
-        )
         for row in more:
             row.update(seed=arguments.seed, commit=commit)
-            print(
-                "   beta {beta:>2} {method:16} swd {swd:.3f} [{swd_low:.3f}, {swd_high:.3f}] floor {floor_swd:.3f}   "
-                "mmd2 {mmd2:.5f} floor {floor_mmd2:.5f}".format(**row)
-            )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS.split())
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    draw_panels(panels, arguments.panel_beta, figure)
-    print(f"wrote {output} and {figure}")
+            print(LINE.format(**row))
+        rows += more
+        write_table(rows, arguments.output)
+        spent = (time.monotonic() - start) / 60.0
+        left = spent / done * (len(arguments.sets) - done)
+        print(f"{name}: set {done} of {len(arguments.sets)}, {spent:.1f} min spent, {left:.1f} min left", flush=True)
+    draw_panels(panels, arguments.panel_beta, arguments.figure)
+    print(f"wrote {arguments.output} and {arguments.figure}")
 
 
 if __name__ == "__main__":

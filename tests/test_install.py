@@ -47,7 +47,7 @@ def wheel_names(tmp_path_factory):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(copy / "dist")]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = (copy / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -127,6 +127,11 @@ def test_commands_in_documents_name_what_exists(document: str, line: str):
     words = line.split()
     if words[0] == "make":
         assert {word for word in words[1:] if "=" not in word} <= TARGETS
+    if words[0] == "ding-ebm":
+        subcommand = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)][: 2 if words[1] == "data" else 1]
+        command = [sys.executable, "-m", "ding_ebm.cli", *subcommand, "--help"]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert all(option in shown for option in words if option.startswith("-"))
     for before, word in zip(["", *words], words):
         bare = word.strip("\"'")
         extras = re.search(r"\[([\w,]+)\]", bare)

@@ -84,7 +84,7 @@ def dangerous_calls(source: str) -> list[str]:
 def run_python(code: str) -> str:
     """Standard output of a fresh interpreter."""
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,19 +1,39 @@
-"""A trained policy from its config and one of the host's checkpoints, for evaluation only."""
+"""A trained policy from its config and one of the host's checkpoints, and its evaluation with fixed seeds."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ding.config import compile_config, read_config
 from ding.policy import create_policy
+from easydict import EasyDict
 from torch import Tensor
 
+from ding_ebm.envs.registry import make_batch_env
+from ding_ebm.evaluation.results import Result, make_result
+from ding_ebm.evaluation.rollout import rollout
 from ding_ebm.host.checks import check_run
 from ding_ebm.policy.base import BasePolicy, read_checkpoint
+
+
+def read_run_config(path: str | Path, seed: int = 0) -> EasyDict:
+    """A config file as the host's evaluation compiles it, checked; nothing is written.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConfigError: If it cannot be used.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no config at {str(path)!r}")
+    config, create_config = read_config(str(path))
+    config = compile_config(config, seed=seed, auto=True, create_cfg=create_config, save_cfg=False)
+    check_run(config)
+    return config
 
 
 def load_policy(config_path: str | Path, checkpoint_path: str | Path, seed: int = 0) -> BasePolicy:
@@ -30,12 +50,8 @@ def load_policy(config_path: str | Path, checkpoint_path: str | Path, seed: int 
         FileNotFoundError: If one of the files is missing.
         ValueError: If the config cannot be used, the file is no checkpoint, or it does not fit the config's model.
     """
-    if not Path(config_path).is_file():
-        raise FileNotFoundError(f"no config at {str(config_path)!r}")
     state = _read(checkpoint_path)
-    config, create_config = read_config(str(config_path))
-    config = compile_config(config, seed=seed, auto=True, create_cfg=create_config, save_cfg=False)
-    check_run(config)
+    config = read_run_config(config_path, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = create_policy(config.policy, enable_field=["eval"])
@@ -45,6 +61,70 @@ def load_policy(config_path: str | Path, checkpoint_path: str | Path, seed: int 
         raise ValueError(f"{checkpoint_path} does not fit {config_path}: " + "; ".join(shown))
     policy.eval_mode.load_state_dict(state)
     return policy
+
+
+def evaluate_checkpoint(
+    config_path: str | Path,
+    checkpoint_path: str | Path,
+    *,
+    scales: Sequence[float] | None,
+    episodes: int,
+    first_seed: int,
+    command: str,
+    num_envs: int = 50,
+    train_seed: int | None = None,
+) -> list[Result]:
+    """Evaluate a checkpoint at several guidance scales, each on the same episodes with the same noise.
+
+    Args:
+        config_path: See :func:`load_policy`.
+        checkpoint_path: See :func:`load_policy`.
+        scales: Guidance scales; None: those of the config.
+        episodes: Number of episodes a scale.
+        first_seed: Episode i runs in an environment of seed ``first_seed + i``.
+        command: What the rows say that made them.
+        num_envs: Environments at a time.
+        train_seed: Seed that the run was trained with; None: as the host noted it beside the checkpoint's folder.
+
+    Raises:
+        ValueError: As :func:`load_policy`; and if the seed of the run is not known.
+    """
+    config = read_run_config(config_path)
+    policy = load_policy(config_path, checkpoint_path)
+    if scales is None:
+        configured = config.policy.eval.guidance_scale
+        scales = configured if isinstance(configured, (list, tuple)) else [configured]
+    paths = config.policy.collect.data_path
+    facts = dict(
+        task=config.env.env_id,
+        data="+".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths or [])),
+        policy=config.policy.type,
+        seed=_seed_of_run(checkpoint_path) if train_seed is None else train_seed,
+        train_iter=policy.eval_mode.get_attribute("train_iter"),
+        command=command,
+    )
+    env = make_batch_env(config.env.env_id, min(num_envs, episodes))
+    seeds = range(first_seed, first_seed + episodes)
+    results = []
+    for scale in scales:
+        policy.eval_mode.reset()  # the same noise for every scale
+        episodes_at = rollout(
+            lambda obs, scale=scale: policy.act(obs, guidance_scale=scale), env, seeds, description=f"scale {scale:g}"
+        )
+        results.append(make_result(episodes_at.returns, guidance_scale=float(scale), **facts))
+    return results
+
+
+def _seed_of_run(checkpoint_path: str | Path) -> int:
+    """The seed in the config that the host saves in a run's folder; read as text, not executed."""
+    note = Path(checkpoint_path).resolve().parents[1] / "total_config.py"
+    found = re.search(r"^ {4}'seed': (\d+)\b", note.read_text("utf-8"), re.MULTILINE) if note.is_file() else None
+    if found is None:
+        raise ValueError(
+            f"the seed of the run is not in {note}, where the host notes it; give the seed that it was trained with "
+            "(--train-seed)"
+        )
+    return int(found[1])
 
 
 def _read(path: str | Path) -> dict[str, Any]:

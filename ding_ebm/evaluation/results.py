@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ding_ebm import __version__
-from ding_ebm.envs.registry import get_task, normalized_score
+from ding_ebm.data.formats import Transitions
+from ding_ebm.envs.registry import normalized_score
 from ding_ebm.evaluation.statistics import episode_interval, iqm, mean, run_interval
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -64,10 +66,10 @@ def make_result(returns: np.ndarray, **facts: Any) -> Result:
     interval = episode_interval(returns)
     return Result(
         episodes=len(returns),
-        mean=interval.estimate,
-        low=interval.low,
-        high=interval.high,
-        normalized=float(normalized_score(facts["task"], interval.estimate)),
+        mean=round(interval.estimate, 4),
+        low=round(interval.low, 4),
+        high=round(interval.high, 4),
+        normalized=round(float(normalized_score(facts["task"], interval.estimate)), 2),
         commit=code_version(),
         **facts,
     )
@@ -132,6 +134,26 @@ def result_table(results: Sequence[Result]) -> str:
         for r in results
     ]
     return format_table(header, lines)
+
+
+def describe(transitions: Transitions, task: str | None = None) -> str:
+    """Counts, returns and ranges of a data set, for people; normalized scores where the task is known."""
+    returns, lengths = transitions.episode_returns(), transitions.episode_lengths()
+    unfinished = len(transitions) - int(lengths.sum())
+    ended, cut = int(transitions.terminated.sum()), int((transitions.truncated & ~transitions.terminated).sum())
+    action = transitions.action
+    lines = [
+        f"{transitions.source}",
+        f"rows      {len(transitions)}, obs {transitions.obs.shape[1]}, action {action.shape[1]} "
+        f"in [{action.min():g}, {action.max():g}]",
+        f"episodes  {len(returns)}: {ended} terminated, {cut} truncated; {unfinished} rows behind the last one",
+    ]
+    if len(returns):
+        quartiles = ", ".join(_number(value) for value in np.quantile(returns, [0.0, 0.25, 0.5, 0.75, 1.0]))
+        score = "" if task is None else f", normalized {float(normalized_score(task, returns.mean())):.1f}"
+        lines.append(f"returns   mean {_number(returns.mean())}{score}; quartiles {quartiles}")
+        lines.append(f"lengths   mean {lengths.mean():.0f}, {lengths.min()} to {lengths.max()}")
+    return "\n".join(lines) + "\n"
 
 
 def report(results: Sequence[Result]) -> str:
@@ -224,7 +246,7 @@ def _number(value: float) -> str:
 @lru_cache(maxsize=None)
 def code_version() -> str:
     """Commit of the checkout that runs, '-dirty' if it has changes; the package's version where it is no checkout."""
-    if not (REPOSITORY / ".git").exists():
+    if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
         return f"v{__version__}"
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=9"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -32,9 +32,8 @@ class HostOfflineDataset(OfflineDataset):
         learn, collect = cfg.policy.learn, cfg.policy.collect
         task = get_task(cfg.env.env_id)
         if collect.data_path is None:
-            raise ValueError(
-                f"policy.collect.data_path must name a data file; task {task.name!r} has {task.data_files}"
-            )
+            known = ", ".join(sorted({file for files in task.data_sets.values() for file in files}))
+            raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {known}")
         names = [collect.data_path] if isinstance(collect.data_path, str) else list(collect.data_path)
         transitions = concatenate([read_d4rl_hdf5(path) for path in [find_data_file(name) for name in names]])
         check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)

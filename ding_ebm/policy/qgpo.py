@@ -216,7 +216,7 @@ class QGPOPolicy(OfflinePolicy):
         rules = [
             (
                 begin in (None, stop),
-                f"learn.energy_guided_policy_begin_training_iter must be None or {stop}, the end of the behavior stage: "
+                f"learn.energy_guided_policy_begin_training_iter must be None or {stop}, the end of that stage: "
                 f"support actions are drawn once, from the finished behavior model; got {begin}",
             ),
             (
@@ -262,6 +262,7 @@ class QGPOPolicy(OfflinePolicy):
         self._support: Tensor | None = None
         self._support_q: Tensor | None = None
         self._losses_logged: list[str] = []
+        self._behavior_normalizers: dict[str, Tensor] = {}
         compiled = torch.compile if learn.compile else lambda function: function
         self._behavior_loss_fn = compiled(self._behavior_loss)
         self._critic_loss_fn = compiled(self._critic_loss)
@@ -273,7 +274,7 @@ class QGPOPolicy(OfflinePolicy):
         """Take what the run needs of its data set: normalizers, and the states to draw support actions for.
 
         Raises:
-            ValueError: If the data's dimensions are not the model's.
+            ValueError: If its dimensions are not the model's, or its normalizers not those of ``behavior_checkpoint``.
         """
         for key in ("obs_dim", "action_dim"):
             if statistics[key] != self._cfg.model[key]:
@@ -281,8 +282,15 @@ class QGPOPolicy(OfflinePolicy):
                     f"policy.model.{key} is {self._cfg.model[key]}, but the data set has {statistics[key]}"
                 )
         self._statistics = statistics
-        self._model.obs_normalizer.load_state_dict(statistics["obs_normalizer"])
-        self._model.action_normalizer.load_state_dict(statistics["action_normalizer"])
+        for part in ("obs_normalizer", "action_normalizer"):
+            for key, value in statistics[part].items():
+                expected = self._behavior_normalizers.get(f"{part}.{key}", value.cpu())
+                if not torch.equal(expected, value.cpu()):
+                    raise ValueError(
+                        f"{self._cfg.learn.behavior_checkpoint} was trained with another {part} "
+                        f"({key} {expected.tolist()}) than this data set's ({value.tolist()}): use the same files"
+                    )
+            getattr(self._model, part).load_state_dict(statistics[part])
 
     def _forward_learn(self, data: dict[str, Tensor]) -> dict[str, float]:
         if self._in_behavior_stage:
@@ -465,6 +473,7 @@ class QGPOPolicy(OfflinePolicy):
         missing = self._model.load_state_dict(kept, strict=False).missing_keys
         if any(key.startswith("behavior") for key in missing):
             raise ValueError(f"{self._cfg.learn.behavior_checkpoint} lacks parts of the behavior model: {missing}")
+        self._behavior_normalizers = {k: v for k, v in state_dict["model"].items() if "normalizer." in k}
 
     # Evaluation.
 

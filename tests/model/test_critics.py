@@ -19,7 +19,8 @@ def ensemble(num_critics: int = 3, dtype: torch.dtype = torch.float64) -> Ensemb
 def separate(critics: EnsembleQ, n: int) -> nn.Sequential:
     """Critic n as a stack of torch's own layers that takes the concatenated input."""
     layers: list[nn.Module] = []
-    for ours in (*critics.critics[n].hidden, critics.critics[n].last):
+    critic = critics.critics[n]
+    for ours in (critic.first, *critic.hidden, critic.last):
         layer = nn.Linear(ours.in_features, ours.out_features, dtype=ours.weight.dtype)
         layer.load_state_dict(ours.state_dict())
         layers += [layer, nn.ReLU()]

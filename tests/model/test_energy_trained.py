@@ -202,7 +202,7 @@ def test_one_conditioned_guidance_is_better_at_a_temperature_than_a_scaled_one_o
     conditioned = train_guidance("unnormalized", 4000, beta=(0.0, 4.0))
     plain = train_guidance("unnormalized", 2500, beta=1.0)
     asked, scaled = distance(conditioned, beta=3.0), distance(plain, scale=3.0)
-    assert asked < 0.15 and scaled > 0.3, (asked, scaled)
+    assert asked < 0.15 and scaled > 0.2 and asked < 0.5 * scaled, (asked, scaled)
 
 
 def test_scaling_the_exact_guidance_is_not_exact_where_its_temperature_is():

@@ -30,6 +30,7 @@ MAIN = dict(
             behavior_widths=(32, 16),
             qgpo_critic=dict(critic_widths=(16, 16), guidance_widths=(16, 16)),
         ),
+        sampler=dict(clip="none"),  # untrained models go far out, where clipping would make all actions equal
         learn=dict(
             train_epoch=3,
             iterations_per_epoch=4,

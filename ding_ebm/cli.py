@@ -1,0 +1,209 @@
+"""The command ``ding-ebm``: tasks, data sets, evaluation of checkpoints, reports, and the demo.
+
+Nothing heavier than argparse is imported before a subcommand needs it. What the user got wrong ends with exit status 2
+and a message; anything else is a bug and raises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ding_ebm import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    options.command_line = f"ding-ebm {shlex.join(arguments)}"
+    try:
+        status: int = options.run(options)
+    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+        print(f"ding-ebm: error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ding-ebm", description="Tasks, data sets, evaluation and the demo.")
+    parser.add_argument("--version", action="version", version=f"ding-ebm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    _add(commands, "tasks", _tasks, "list the tasks, whether they run here, and which data sets are found")
+
+    data = commands.add_parser("data", help="make or check a data set").add_subparsers(metavar="ACTION", required=True)
+    collect = _add(data, "collect", _data_collect, "make scripted demonstrations")
+    collect.add_argument("task", choices=["avoid"], help="a task that demonstrations can be scripted for")
+    collect.add_argument("--out", required=True, metavar="FILE", help="HDF5 file to write, in D4RL's layout")
+    collect.add_argument("--episodes", type=_positive, default=500, metavar="N", help="default: %(default)s")
+    collect.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    check = _add(data, "check", _data_check, "describe a data set and refuse one that would train into nonsense")
+    check.add_argument("file", metavar="FILE", help="HDF5 file in D4RL's layout")
+    check.add_argument("--task", help="task that the data should be of; its dimensions and action range are compared")
+
+    evaluate = _add(commands, "eval", _eval, "evaluate a checkpoint with fixed seeds, at one or more guidance scales")
+    evaluate.add_argument("-c", "--config", required=True, metavar="FILE", help="config that the run was made with")
+    evaluate.add_argument("--load-path", required=True, metavar="FILE", help="checkpoint, <exp_name>/ckpt/*.pth.tar")
+    evaluate.add_argument(
+        "--guidance-scale", type=float, nargs="+", metavar="S", help="default: eval.guidance_scale of the config"
+    )
+    evaluate.add_argument("--episodes", type=_positive, default=50, metavar="N", help="default: %(default)s")
+    evaluate.add_argument(
+        "--seed", type=int, default=1000, help="episode i runs in an environment of seed SEED + i; default: %(default)s"
+    )
+    evaluate.add_argument(
+        "--num-envs", type=_positive, default=50, metavar="E", help="environments at a time; default: %(default)s"
+    )
+    evaluate.add_argument(
+        "--train-seed", type=int, metavar="S", help="seed of the training run; default: as its folder says"
+    )
+    evaluate.add_argument("--out", metavar="FILE.csv", help="append the results to this file")
+
+    report = _add(commands, "report", _report, "summarize results over runs (seeds), with intervals")
+    report.add_argument("files", nargs="+", metavar="FILE.csv", help="what `ding-ebm eval --out` wrote")
+
+    demo = _add(commands, "demo", _demo, "train on the built-in task, print a table, write pictures")
+    demo.add_argument("--out", default="demo", metavar="FOLDER", help="default: %(default)s")
+    demo.add_argument("--quick", action="store_true", help="a few iterations, to see that it runs; learns nothing")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    from ding_ebm.data.formats import DATA_FOLDER_VARIABLE
+    from ding_ebm.envs.registry import TASKS
+    from ding_ebm.evaluation.results import format_table
+
+    lines = []
+    for task in TASKS.values():
+        low, high = task.reference_returns
+        found = [name for name in task.data_sets if all(_is_found(file) for file in task.data_sets[name])]
+        sizes = [str(n) for n in (task.obs_dim, task.action_dim, task.max_episode_steps)]
+        references = f"{low:g} to {high:g}"
+        lines.append([task.name, task.extra, _runs_here(task.name), *sizes, references, ", ".join(found) or "none"])
+    header = ["task", "extra", "runs here", "obs", "act", "limit", "returns that score 0 to 100", "data sets found"]
+    print(format_table(header, lines), end="")
+    print(f"\nData files are looked for here and in the folder that {DATA_FOLDER_VARIABLE} names.")
+    return 0
+
+
+def _runs_here(name: str) -> str:
+    from ding_ebm.envs.registry import make_env
+
+    try:
+        make_env(name).close()
+    except ModuleNotFoundError:
+        return "no"
+    return "yes"
+
+
+def _is_found(name: str) -> bool:
+    from ding_ebm.data.formats import find_data_file
+
+    try:
+        find_data_file(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _data_collect(options: argparse.Namespace) -> int:
+    from ding_ebm.data.formats import write_d4rl_hdf5
+    from ding_ebm.envs.avoid_demos import make_demonstrations
+
+    path = Path(options.out)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it or choose another --out")
+    transitions = make_demonstrations(options.episodes, options.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_d4rl_hdf5(path, transitions)
+    print(f"{path}: {transitions.source}, {len(transitions)} rows")
+    return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from ding_ebm.data.checks import check_transitions
+    from ding_ebm.data.formats import find_data_file, read_d4rl_hdf5
+    from ding_ebm.envs.registry import get_task
+    from ding_ebm.evaluation.results import describe
+
+    task = get_task(options.task) if options.task else None
+    transitions = read_d4rl_hdf5(find_data_file(options.file))
+    print(describe(transitions, task and task.name), end="")
+    if task is None:
+        check_transitions(transitions, action_range=None)
+    else:
+        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
+    print("problems: none" if task else "problems: none (dimensions and action range not compared: no --task)")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    evaluate = _quiet_import().evaluate_checkpoint
+    from ding_ebm.evaluation.results import append_results, read_results, result_table
+
+    if options.out and Path(options.out).exists():
+        read_results(options.out)  # a file of another layout is refused before the work
+    results = evaluate(
+        options.config,
+        options.load_path,
+        scales=options.guidance_scale,
+        episodes=options.episodes,
+        first_seed=options.seed,
+        num_envs=options.num_envs,
+        train_seed=options.train_seed,
+        command=options.command_line,
+    )
+    if options.out:
+        append_results(options.out, results)
+    print(result_table(results), end="")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ding_ebm.evaluation.results import read_results, report
+
+    print(report([row for path in options.files for row in read_results(path)]), end="")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    _quiet_import()
+    from ding_ebm.evaluation.demo import run_demo
+
+    return run_demo(Path(options.out), quick=options.quick, say=lambda text: print(text, flush=True))
+
+
+def _quiet_import():
+    """Import what loads the host, without the notices on optional packages that its modules print meanwhile."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        from ding_ebm.evaluation import checkpoint
+    return checkpoint
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A command in a process of its own: its progress bars on the terminal, everything else in a log file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+_BAR = re.compile(r"^\s*[\w .-]+:\s+\d+%\|")  # what tqdm begins a line with
+_LAST_LINES = 15
+
+
+def run_logged(command: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path) -> None:
+    """Run a command in ``folder``, with both outputs written to ``log`` but for the progress bars, which are shown.
+
+    Raises:
+        RuntimeError: If it fails; the message has the end of the log.
+    """
+    reader, writer = _terminal() if sys.stderr.isatty() else os.pipe()
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=writer, stderr=writer
+        )
+        os.close(writer)
+        try:
+            for line, is_final in _lines(reader):
+                if _BAR.match(line):
+                    _show(line, is_final)
+                elif is_final:
+                    file.write(f"{line}\n")
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            os.close(reader)
+            status = process.wait()
+    if status != 0:
+        end = "\n".join(log.read_text("utf-8").splitlines()[-_LAST_LINES:])
+        raise RuntimeError(f"{' '.join(command)} ended with status {status}; the end of {log}:\n{end}")
+
+
+def _terminal() -> tuple[int, int]:
+    """A pseudo-terminal as wide as ours, so that the process draws its bars as often as it would for us."""
+    reader, writer = pty.openpty()
+    size = shutil.get_terminal_size()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", size.lines, size.columns, 0, 0))
+    return reader, writer
+
+
+def _lines(reader: int) -> Iterator[tuple[str, bool]]:
+    """Lines, and whether each ended in a line feed or was only rewritten (a carriage return)."""
+    rest = ""
+    while chunk := _read(reader):
+        *pairs, rest = re.split(r"(\r?\n|\r)", rest + chunk)
+        for line, end in zip(pairs[::2], pairs[1::2]):
+            yield line, "\n" in end
+    if rest:
+        yield rest, True
+
+
+def _read(reader: int) -> str:
+    try:
+        return os.read(reader, 65536).decode("utf-8", "replace")
+    except OSError:  # how Linux says that a pseudo-terminal has no writer left
+        return ""
+
+
+def _show(line: str, is_final: bool) -> None:
+    rewrite = sys.stderr.isatty() and not is_final
+    sys.stderr.write(f"\r{line}" if rewrite else f"\r{line.rstrip()}\n")
+    sys.stderr.flush()
