@@ -153,7 +153,11 @@ def _data_check(options: argparse.Namespace) -> int:
 
     task = get_task(options.task) if options.task else None
     transitions = read_d4rl_hdf5(find_data_file(options.file))
-    print(describe(transitions, task and task.name), end="")
+    is_of_task = task is not None and (transitions.obs.shape[1], transitions.action.shape[1]) == (
+        task.obs_dim,
+        task.action_dim,
+    )
+    print(describe(transitions, task.name if is_of_task else None), end="")
     if task is None:
         check_transitions(transitions, action_range=None)
     else:

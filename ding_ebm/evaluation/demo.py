@@ -127,7 +127,6 @@ def _train(config: Path, folder: Path, say: Say) -> Path:
     # The process runs in another folder, from which an entry like '.' would not lead to the package.
     root = str(_configs_folder().parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    os.environ[DATA_FOLDER_VARIABLE] = str(folder)
     run = folder / read_run_config(config).exp_name
     if run.exists():  # the host would give the new run another name
         shutil.rmtree(run)
@@ -196,7 +195,7 @@ def _summary(folder: Path, results: dict[float, Result], data: Transitions, beat
         [
             *(f"      {folder / name}: {what}" for name, what in pictures.items()),
             "",
-            f"The guided policy (scale 1, as the config fixes) {verdict} the behavior policy by more than both intervals:",
+            f"The guided policy (scale 1, fixed beforehand) {verdict} the behavior policy by more than both intervals:",
             f"{guided.mean:.2f} ({guided.low:.2f} to {guided.high:.2f}) against "
             f"{behavior.mean:.2f} ({behavior.low:.2f} to {behavior.high:.2f}); the demonstrations have "
             f"{data.episode_returns().mean():.2f} on average. {seconds / 60.0:.1f} minutes in all.",

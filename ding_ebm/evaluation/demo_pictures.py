@@ -5,9 +5,7 @@ Letters: n episodes, P points, W cells of a grid, Do and Da dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,8 +102,9 @@ def exact_clouds(num_points: int) -> list[list[Cloud]]:
         for beta in BETAS:
             draw = partial(sample_tilted_toy, name, beta, generator=generator)
             target, samples = draw(num_points), _guided_samples(oracle, beta, num_points, generator)
-            distance, floor = sliced_wasserstein(samples, target), two_draw_floor(draw, sliced_wasserstein, num_points, 5)
-            title = f"guided, β = {beta:g}\nSWD {distance:.3f} (floor {float(floor.mean()):.3f})"
+            distance = sliced_wasserstein(samples, target)
+            floor = float(two_draw_floor(draw, sliced_wasserstein, num_points, 5).mean())
+            title = f"guided, β = {beta:g}\nSWD {distance:.3f} (floor {floor:.3f})"
             row += [Cloud(f"target, β = {beta:g}\n{name}", target.numpy()), Cloud(title, samples.numpy())]
         rows.append(row)
     return rows

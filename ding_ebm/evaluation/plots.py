@@ -100,10 +100,11 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
         axes.add_collection(lines)
         ends = np.array([steps[-1] for steps in panel.paths[:most]])
         failed = ends[:, 1] < FINISH_Y
-        axes.scatter(*ends[failed].T, s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4)
+        axes.scatter(*ends[failed].T, s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4, label="ended here")
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("x (m)")
-    np.atleast_1d(figure.axes)[0].set_ylabel("y (m)")
+    figure.axes[0].set_ylabel("y (m)")
+    figure.axes[0].legend(loc="lower left", frameon=False, fontsize=8, handletextpad=0.1, borderpad=0.1)
     bar = figure.colorbar(lines, ax=figure.axes, shrink=0.8, pad=0.01, label="return of the episode")
     bar.solids.set_alpha(1.0)
     figure.savefig(path, dpi=_DPI)
@@ -112,8 +113,8 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
 def plot_energy(path: str | Path, values: ValueMap, decisions: Sequence[Decision]) -> None:
     """The value over the table, and at a few states Q beside the learnt energy, with the actions that are drawn."""
     columns = 1 + len(decisions[0].energies)
-    figure = Figure(figsize=(4.4 + 2.75 * columns, 2.75 * len(decisions)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[4.4, 2.75 * columns])
+    figure = Figure(figsize=(5.6 + 2.7 * columns, 2.85 * len(decisions)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[5.6, 2.7 * columns])
     _draw_values(left, values, decisions)
     grid = right.subplots(len(decisions), columns, sharex=True, sharey=True, squeeze=False)
     for row, decision in zip(grid, decisions):
@@ -124,7 +125,6 @@ def plot_energy(path: str | Path, values: ValueMap, decisions: Sequence[Decision
             if decision is decisions[0]:
                 axes.set_title(title, fontsize=10)
         row[0].set_ylabel(f"state {decision.name}\ndy (mm)")
-        row[-1].scatter([], [])
     for axes in grid[-1]:
         axes.set_xlabel("dx (mm)")
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -188,8 +188,8 @@ def _draw_values(figure: Figure, values: ValueMap, decisions: Sequence[Decision]
         axes.plot(*decision.position, marker="o", markersize=13, color="white", markeredgecolor="black", zorder=6)
         axes.text(*decision.position, decision.name, ha="center", va="center", fontsize=9, zorder=7)
     axes.set(xlabel="x (m)", ylabel="y (m)")
-    axes.set_title("value V(s) of the guided policy, where there are data", fontsize=10)
-    figure.colorbar(mesh, ax=axes, shrink=0.75, label="discounted return to come")
+    axes.set_title("learnt value V(s) of the guided policy, where there are data", fontsize=10)
+    figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.8, aspect=30, label="discounted return to come")
 
 
 def _draw_field(axes: Axes, decision: Decision, field: NDArray[np.floating]) -> None:

@@ -14,7 +14,9 @@ import termios
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-_BAR = re.compile(r"^\s*[\w .-]+:\s+\d+%\|")  # what tqdm begins a line with
+# A bar of tqdm, and what another writer put behind it on the same line.
+_BAR = re.compile(r"^\s*([\w .-]+:\s+\d+%\|[^\[]*\[[^\]]*\])(.*)$")
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAST_LINES = 15
 
 
@@ -32,10 +34,12 @@ def run_logged(command: Sequence[str], *, folder: Path, environment: Mapping[str
         os.close(writer)
         try:
             for line, is_final in _lines(reader):
-                if _BAR.match(line):
-                    _show(line, is_final)
-                elif is_final:
-                    file.write(f"{line}\n")
+                bar = _BAR.match(line)
+                if bar:
+                    _show(bar[1], is_final)
+                rest = bar[2] if bar else line
+                if rest.strip() or not bar:
+                    file.write(f"{rest}\n")
         except BaseException:
             process.kill()
             raise
@@ -61,9 +65,9 @@ def _lines(reader: int) -> Iterator[tuple[str, bool]]:
     while chunk := _read(reader):
         *pairs, rest = re.split(r"(\r?\n|\r)", rest + chunk)
         for line, end in zip(pairs[::2], pairs[1::2]):
-            yield line, "\n" in end
+            yield _CONTROL.sub("", line), "\n" in end
     if rest:
-        yield rest, True
+        yield _CONTROL.sub("", rest), True
 
 
 def _read(reader: int) -> str:
@@ -74,6 +78,6 @@ def _read(reader: int) -> str:
 
 
 def _show(line: str, is_final: bool) -> None:
-    rewrite = sys.stderr.isatty() and not is_final
-    sys.stderr.write(f"\r{line}" if rewrite else f"\r{line.rstrip()}\n")
+    begin, end = ("\r", "\n" if is_final else "") if sys.stderr.isatty() else ("", "\n")
+    sys.stderr.write(f"{begin}{line}{end}")
     sys.stderr.flush()

@@ -8,7 +8,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100.0 else f"{value:.0f}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def code_version() -> str:
     """Commit of the checkout that runs, '-dirty' if it has changes; the package's version where it is no checkout."""
     if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:

@@ -5,6 +5,7 @@ Letters: n episodes, E environments, Do and Da dimensions of an observation and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,17 +53,25 @@ def rollout(
         env: The environments; every one is reset.
         seeds: Seed of the environment for each episode, (n,).
         keep_trajectories: Whether to return the observations.
-        description: Name of a progress bar over episodes; None: no bar.
+        description: Name of a progress bar over steps; None: no bar.
 
     Raises:
         ValueError: If there are no seeds, or the policy's actions have the wrong shape.
     """
     if len(seeds) == 0:
         raise ValueError("a rollout needs at least one seed, got none")
+    starts = range(0, len(seeds), env.num_envs)
     parts = []
-    with tqdm(total=len(seeds), desc=description, unit="episode", disable=description is None) as progress:
-        for start in range(0, len(seeds), env.num_envs):
+    with tqdm(
+        total=len(starts) * env.max_episode_steps,
+        desc=description,
+        unit="step",
+        disable=description is None,
+        mininterval=0.5 if sys.stderr.isatty() else 15.0,  # a file takes a line a report: few of them
+    ) as progress:
+        for number, start in enumerate(starts, start=1):
             parts.append(_run_batch(act, env, seeds[start : start + env.num_envs], keep_trajectories, progress))
+            progress.update(number * env.max_episode_steps - progress.n)  # episodes may end before their limit
     return Episodes(
         np.concatenate([part.returns for part in parts]),
         np.concatenate([part.lengths for part in parts]),
@@ -89,7 +98,7 @@ def _run_batch(act: Act, env: BatchEnv, seeds: Sequence[int], keep: bool, progre
         returns += np.where(running, reward, 0.0)
         lengths += running
         ended_by_task |= running & terminated
-        progress.update(int((running & (terminated | truncated)).sum()))
+        progress.update()
         running &= ~(terminated | truncated)
         if keep:
             seen.append(obs)

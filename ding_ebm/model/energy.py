@@ -32,6 +32,7 @@ class GuidanceNet(nn.Module, Guidance):
         hidden: Widths of the hidden layers; four of 256 in the paper's code (210 721 parameters at Do = 11, Da = 3).
         condition_on_temperature: Take the inverse temperature beta as an input and return f = beta g(x_t, t, obs,
             beta), which vanishes at beta = 0 as the exact guidance does.
+        time_scale: Scale of the time's Fourier features, see :class:`~ding_ebm.model.networks.FourierTimeEmbedding`.
 
     Source:
         Lu et al. 2023 (arXiv:2304.12824); the temperature input is ours.
@@ -43,11 +44,12 @@ class GuidanceNet(nn.Module, Guidance):
         action_dim: int,
         hidden: Sequence[int] = (256, 256, 256, 256),
         condition_on_temperature: bool = False,
+        time_scale: float = 30.0,
     ) -> None:
         super().__init__()
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.condition_on_temperature = condition_on_temperature
-        self.time = FourierTimeEmbedding(32)
+        self.time = FourierTimeEmbedding(32, time_scale)
         self.first = Linear(action_dim + 32 + obs_dim + condition_on_temperature, hidden[0])
         self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(hidden[:-1], hidden[1:])])
         self.last = Linear(hidden[-1], 1)

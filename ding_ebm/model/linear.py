@@ -48,6 +48,7 @@ def _is_faster_by_onednn(x: Tensor, weight: Tensor) -> bool:
         _HAS_ONEDNN
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and x.shape[-1] > 0
         and x.numel() >= _SMALL * x.shape[-1]
         and weight.shape[0] >= _SMALL
         # Other strides, such as those of a slice of columns, take oneDNN's slow path.

@@ -78,7 +78,8 @@ class NoiseNet(nn.Module):
     Args:
         obs_dim: Do.
         action_dim: Da.
-        widths: Widths of the way down; the way up mirrors them.
+        widths: Widths of the way down, each half of the one before; the way up mirrors them.
+        time_scale: Scale of the time's Fourier features, see :class:`FourierTimeEmbedding`.
 
     Source:
         The code of Lu et al. 2023 (arXiv:2304.12824).
@@ -86,7 +87,9 @@ class NoiseNet(nn.Module):
 
     EMBEDDING = 128
 
-    def __init__(self, obs_dim: int, action_dim: int, widths: Sequence[int] = (512, 256, 128)) -> None:
+    def __init__(
+        self, obs_dim: int, action_dim: int, widths: Sequence[int] = (512, 256, 128), time_scale: float = 30.0
+    ) -> None:
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths must be at least two positive numbers, got {tuple(widths)}")
@@ -99,7 +102,7 @@ class NoiseNet(nn.Module):
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.cond_sizes = [block.dim_out for block in (*down, self.middle, *up)]
 
-        self.time = FourierTimeEmbedding(32)
+        self.time = FourierTimeEmbedding(32, time_scale)
         self.obs = Linear(obs_dim, 32)
         self.embed = Linear(64, self.EMBEDDING)
         self.embed_out = Linear(self.EMBEDDING, self.EMBEDDING)

@@ -50,17 +50,18 @@ class QGPOModel(nn.Module):
         action_dim: int,
         behavior_widths: tuple[int, ...],
         ema_decay: float | None,
+        time_scale: float,
         qgpo_critic: Mapping[str, Any],
     ) -> None:
         super().__init__()
         conditioned = qgpo_critic["condition_on_temperature"]
         self.obs_normalizer = Normalizer(obs_dim)
         self.action_normalizer = Normalizer(action_dim)
-        self.behavior = NoiseNet(obs_dim, action_dim, behavior_widths)
+        self.behavior = NoiseNet(obs_dim, action_dim, behavior_widths, time_scale)
         self.behavior_ema = None if ema_decay is None else copy.deepcopy(self.behavior).requires_grad_(False)
         self.critic = EnsembleQ(obs_dim, action_dim, qgpo_critic["critic_widths"], qgpo_critic["num_critics"])
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.guidance = GuidanceNet(obs_dim, action_dim, qgpo_critic["guidance_widths"], conditioned)
+        self.guidance = GuidanceNet(obs_dim, action_dim, qgpo_critic["guidance_widths"], conditioned, time_scale)
         self.log_partition = LogPartition(obs_dim, condition_on_temperature=conditioned)
 
     @property
@@ -86,6 +87,8 @@ class QGPOPolicy(OfflinePolicy):
             behavior_widths=(512, 256, 128),
             # (float) Decay of the moving average of the behavior model that is sampled from; None: the model itself.
             ema_decay=None,
+            # (float) Scale of the Fourier features of time, in periods; the paper's 30 wants long training, 1 short.
+            time_scale=30.0,
             qgpo_critic=dict(
                 # (float) Inverse temperature of the guided policy: pi ~ mu exp(alpha Q) (beta in the paper).
                 alpha=3.0,
@@ -171,6 +174,7 @@ class QGPOPolicy(OfflinePolicy):
         "model.action_dim": integer(1),
         "model.behavior_widths": WIDTHS,
         "model.ema_decay": optional(number(0.0, 1.0)),
+        "model.time_scale": number(0.0, above=True),
         "model.qgpo_critic.alpha": number(0.0),
         "model.qgpo_critic.q_alpha": number(0.0),
         "model.qgpo_critic.num_critics": integer(1),

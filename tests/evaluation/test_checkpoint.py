@@ -1,0 +1,131 @@
+"""Policies from checkpoints: what they do, and what is refused with both sides of the mismatch named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ding_ebm.config import ConfigError
+from ding_ebm.envs.registry import make_batch_env
+from ding_ebm.evaluation.checkpoint import evaluate_checkpoint, load_policy
+from ding_ebm.evaluation.rollout import rollout
+
+OBS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+
+
+def options(**changes):
+    return dict(scales=[0.0, 1.0], episodes=3, first_seed=5, command="typed", num_envs=2) | changes
+
+
+def test_the_parameters_are_those_of_the_checkpoint(run):
+    policy = load_policy(*run)
+    saved = torch.load(run.checkpoint, weights_only=True)["model"]
+    loaded = policy.eval_mode.state_dict()["model"]
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    assert policy.eval_mode.get_attribute("train_iter") == 30
+
+
+def test_the_seed_decides_the_noise_and_nothing_else(run):
+    first, again, other = (load_policy(*run, seed=seed).act(OBS, guidance_scale=1.0) for seed in (3, 3, 4))
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != other.tobytes()
+
+
+def test_loading_leaves_the_random_state_and_the_folder_as_they_are(run, monkeypatch):
+    monkeypatch.chdir(run.config.parent)
+    files = sorted(run.config.parent.rglob("*"))
+    before = torch.get_rng_state()
+    load_policy(*run)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [path for path in sorted(run.config.parent.rglob("*")) if "__pycache__" not in str(path)] == files
+
+
+def test_a_result_is_the_rollout_of_the_policy_with_its_facts(run):
+    results = evaluate_checkpoint(*run, **options())
+    policy = load_policy(*run)
+    for result, scale in zip(results, (0.0, 1.0)):
+        policy.eval_mode.reset()
+        act = lambda obs, scale=scale: policy.act(obs, guidance_scale=scale)  # noqa: E731
+        returns = rollout(act, make_batch_env("avoid", 2), [5, 6, 7]).returns
+        assert result.mean == pytest.approx(returns.mean(), abs=1e-4)
+        assert (result.task, result.data, result.policy) == ("avoid", "one+two", "ebm_qgpo")
+        assert (result.guidance_scale, result.episodes, result.seed, result.train_iter) == (scale, 3, 7, 30)
+        assert result.command == "typed"
+    assert results[0].mean != results[1].mean
+
+
+def test_a_second_evaluation_repeats_the_first_whatever_other_scales_are_asked_for(run):
+    (alone,) = evaluate_checkpoint(*run, **options(scales=[1.0]))
+    assert alone in evaluate_checkpoint(*run, **options(scales=[0.0, 2.0, 1.0]))
+
+
+def test_the_scales_of_the_config_are_the_default(run):
+    assert [r.guidance_scale for r in evaluate_checkpoint(*run, **options(scales=None))] == [1.0, 0.0]
+
+
+def test_the_seed_of_a_run_without_a_note_must_be_given(run):
+    (run.checkpoint.parents[1] / "total_config.py").unlink()
+    with pytest.raises(ValueError, match="--train-seed"):
+        evaluate_checkpoint(*run, **options())
+    assert evaluate_checkpoint(*run, **options(train_seed=2))[0].seed == 2
+
+
+def test_other_dimensions_are_refused_with_both_values(run):
+    text = run.config.read_text("utf-8").replace("behavior_widths=(16, 8)", "behavior_widths=(32, 16)")
+    run.config.write_text(text, "utf-8")
+    with pytest.raises(
+        ValueError, match=r"behavior\.\S+ is \(8,\) in the checkpoint and \(16,\) in the config's model"
+    ):
+        load_policy(*run)
+
+
+def test_another_model_is_refused_with_the_parts_that_differ(run):
+    run.config.write_text(run.config.read_text("utf-8").replace("model=dict(", "model=dict(ema_decay=0.9,"), "utf-8")
+    with pytest.raises(ValueError, match="behavior_ema.* is in the model but not in the checkpoint.*more"):
+        load_policy(*run)
+
+
+def test_a_mistyped_key_of_the_config_is_refused(run):
+    run.config.write_text(run.config.read_text("utf-8").replace("train_epoch", "train_epoc"), "utf-8")
+    with pytest.raises(ConfigError, match="did you mean 'train_epoch'"):
+        load_policy(*run)
+
+
+def test_guidance_that_is_not_trained_is_refused(run):
+    state = torch.load(run.checkpoint, weights_only=True)
+    torch.save({**state, "train_iter": 10}, run.checkpoint)
+    with pytest.raises(ValueError, match="guidance is not trained"):
+        evaluate_checkpoint(*run, **options())
+
+
+def test_missing_files_are_named(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth\.tar"):
+        load_policy(run.config, tmp_path / "none.pth.tar")
+    with pytest.raises(FileNotFoundError, match=r"none\.py"):
+        load_policy(tmp_path / "none.py", run.checkpoint)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_file_that_is_no_checkpoint_is_refused_by_its_name(run, content):
+    whole = run.checkpoint.read_bytes()
+    run.checkpoint.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=r"iteration_30\.pth\.tar is not a readable checkpoint"):
+        load_policy(*run)
+
+
+def test_a_checkpoint_of_something_else_is_refused(run):
+    torch.save({"weights": torch.zeros(2)}, run.checkpoint)
+    with pytest.raises(ValueError, match="'model' and 'train_iter' expected"):
+        load_policy(*run)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(run):
+    class Payload:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"model": Payload(), "train_iter": 30}, run.checkpoint)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_policy(*run)
