@@ -5,9 +5,9 @@ Learning" (arXiv:2304.12824). One offline run has three stages, told apart by th
 
 1. behavior: a diffusion model learns mu(a|s) by noise prediction;
 2. support: M actions of mu are drawn once for every state of the data set;
-3. energy: twin Q learns by the softmax over the support of the next state, and the guidance f(a_t, t, s), whose
-   gradient is added to the score of mu, by contrastive energy prediction (CEP). Once Q is frozen, its values of all
-   support actions are tabulated.
+3. energy: twin Q learns by the softmax over the support of the next state, and, at once or later, the guidance
+   f(a_t, t, s), whose gradient is added to the score of mu, by contrastive energy prediction (CEP). Once Q is frozen,
+   its values of all support actions are tabulated.
 
 Letters: B batch, M support actions a state, Ns states, N critics, E environments, Do observation, Da action.
 """
@@ -141,7 +141,7 @@ class QGPOPolicy(OfflinePolicy):
             diffusion_steps=15,
             # (int) Iterations of the behavior stage; 0 with ``behavior_checkpoint``.
             behavior_policy_stop_training_iter=600000,
-            # (int) Iteration at which the energy stage begins; None or the end of the behavior stage.
+            # (int) Iteration at which the guidance begins to train; None: with the critic, after the behavior stage.
             energy_guided_policy_begin_training_iter=None,
             # (int) Iteration at which the critic is frozen; None: never.
             q_value_stop_training_iter=1100000,
@@ -216,12 +216,18 @@ class QGPOPolicy(OfflinePolicy):
         """Rules across keys: stages follow each other, and what is asked for is trained."""
         learn, critic = cfg["learn"], cfg["model"]["qgpo_critic"]
         stop, begin = learn["behavior_policy_stop_training_iter"], learn["energy_guided_policy_begin_training_iter"]
+        freeze = learn["q_value_stop_training_iter"]
         low, high = critic["temperature_range"]
         rules = [
             (
-                begin in (None, stop),
-                f"learn.energy_guided_policy_begin_training_iter must be None or {stop}, the end of that stage: "
-                f"support actions are drawn once, from the finished behavior model; got {begin}",
+                begin is None or begin >= stop,
+                f"learn.energy_guided_policy_begin_training_iter must be None or at least {stop}, the end of the "
+                f"behavior stage, whose model gives the support actions; got {begin}",
+            ),
+            (
+                begin is None or freeze is None or begin <= freeze,
+                f"learn.energy_guided_policy_begin_training_iter ({begin}) must not exceed "
+                f"learn.q_value_stop_training_iter ({freeze}): between them nothing would be trained",
             ),
             (
                 (stop == 0) == bool(learn["behavior_checkpoint"]),
@@ -270,6 +276,7 @@ class QGPOPolicy(OfflinePolicy):
         compiled = torch.compile if learn.compile else lambda function: function
         self._behavior_loss_fn = compiled(self._behavior_loss)
         self._critic_loss_fn = compiled(self._critic_loss)
+        self._target_q_fn = compiled(self._target_q)
         self._guidance_loss_fn = compiled(self._guidance_loss)
         if learn.behavior_checkpoint:
             self._take_behavior(read_checkpoint(learn.behavior_checkpoint))
@@ -315,6 +322,12 @@ class QGPOPolicy(OfflinePolicy):
         return self._train_iter < self._cfg.learn.behavior_policy_stop_training_iter
 
     @property
+    def _guidance_begins(self) -> int:
+        learn = self._cfg.learn
+        begin = learn.energy_guided_policy_begin_training_iter
+        return learn.behavior_policy_stop_training_iter if begin is None else begin
+
+    @property
     def _critic_is_frozen(self) -> bool:
         stop = self._cfg.learn.q_value_stop_training_iter
         return stop is not None and self._train_iter >= stop
@@ -331,24 +344,28 @@ class QGPOPolicy(OfflinePolicy):
     def _update_energy(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._support is None:
             self._support = self._draw_support()
-        support = self._support[data["index"]]
         losses = {}
         if not self._critic_is_frozen:
-            next_support = self._support[data["next_index"]]
-            loss, q, losses["q_mean"] = self._critic_loss_fn(data, support, next_support)
-            self._step("critic", loss)
+            losses["critic_loss"], losses["q_mean"] = self._critic_loss_fn(data, self._support[data["next_index"]])
+            self._step("critic", losses["critic_loss"])
             self._average("target_critic", "critic", self._cfg.learn.target_theta)
-            losses["critic_loss"] = loss
+        if self._train_iter >= self._guidance_begins:
+            losses.update(self._update_guidance(data["obs"], data["index"]))
+        return losses
+
+    def _update_guidance(self, obs: Tensor, index: Tensor) -> dict[str, Tensor]:
+        support = self._support[index]
+        if not self._critic_is_frozen:
+            q = self._target_q_fn(obs, support)
         else:
             if self._support_q is None:
                 self._support_q = self._tabulate_q()
-            q = self._support_q[data["index"]]
+            q = self._support_q[index]
         t = random_times(support.shape[:1], self._schedule, self._generator)
         noise = standard_normal(support, self._generator)
-        loss, losses["log_partition_loss"] = self._guidance_loss_fn(data["obs"], support, q, self._alphas(t), t, noise)
-        self._step("guidance", loss + losses["log_partition_loss"])
-        losses["guidance_loss"] = loss
-        return losses
+        loss, log_partition_loss = self._guidance_loss_fn(obs, support, q, self._alphas(t), t, noise)
+        self._step("guidance", loss + log_partition_loss)
+        return {"guidance_loss": loss, "log_partition_loss": log_partition_loss}
 
     def _behavior_loss(self, obs: Tensor, action: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Noise prediction, a scalar."""
@@ -356,19 +373,13 @@ class QGPOPolicy(OfflinePolicy):
         with autocast(self._cfg.learn.precision, self._device):
             return denoising_loss(self._model.behavior, x_t, t, obs, noise)
 
-    def _critic_loss(
-        self, data: dict[str, Tensor], support: Tensor, next_support: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Temporal-difference loss of all critics; the target's values of the support actions, (B, M); mean of Q."""
-        critic, batch = self._cfg.model.qgpo_critic, len(support)
+    def _critic_loss(self, data: dict[str, Tensor], next_support: Tensor) -> tuple[Tensor, Tensor]:
+        """Temporal-difference loss of all critics, and the mean of Q."""
+        value = in_support_value(self._target_q(data["next_obs"], next_support), self._cfg.model.qgpo_critic.q_alpha)
+        target = data["reward"] + self._cfg.learn.discount_factor * (1.0 - data["done"]) * value
         with autocast(self._cfg.learn.precision, self._device):
-            with torch.no_grad():
-                obs = torch.cat([data["next_obs"], data["obs"]])
-                q = self._target_q(obs, torch.cat([next_support, support]))
-                value = in_support_value(q[:batch], critic.q_alpha)
-                target = data["reward"] + self._cfg.learn.discount_factor * (1.0 - data["done"]) * value
             predicted = self._model.critic(data["obs"], data["action"])
-        return F.mse_loss(predicted, target.expand_as(predicted)), q[batch:], predicted.mean()
+        return F.mse_loss(predicted, target.expand_as(predicted)), predicted.mean()
 
     def _guidance_loss(
         self, obs: Tensor, support: Tensor, q: Tensor, alpha: Tensor, t: Tensor, noise: Tensor
@@ -386,9 +397,12 @@ class QGPOPolicy(OfflinePolicy):
         labels = cep_labels(q, alpha, kind, log_z, self._cfg.learn.label_log_max)
         return cep_loss(f, labels), F.mse_loss(log_z, log_mean_exp(alpha.unsqueeze(-1) * q))
 
+    @torch.no_grad()
     def _target_q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The target critics' value of actions, (B, M)."""
         critic = self._cfg.model.qgpo_critic
-        return aggregate(self._model.target_critic(obs, action), critic.aggregation, critic.lcb_coefficient)
+        with autocast(self._cfg.learn.precision, self._device):
+            return aggregate(self._model.target_critic(obs, action), critic.aggregation, critic.lcb_coefficient)
 
     def _alphas(self, like: Tensor) -> Tensor:
         """Inverse temperature of every row: the config's, or drawn from its range where the guidance is conditioned."""
@@ -429,13 +443,12 @@ class QGPOPolicy(OfflinePolicy):
         folder = None if learn.support_cache is None else Path(learn.support_cache or default_cache_dir())
         return support_actions(sample, states, learn.M, self._cfg.model.action_dim, key=key, cache_dir=folder)
 
-    @torch.no_grad()
     def _tabulate_q(self) -> Tensor:
         """The frozen target's values of all support actions, (Ns, M)."""
         states = self._statistics["states"].to(self._device)
-        chunks = zip(states.split(512), self._support.split(512))
-        with autocast(self._cfg.learn.precision, self._device):
-            return torch.cat([self._target_q(obs, actions) for obs, actions in chunks])
+        return torch.cat(
+            [self._target_q(obs, actions) for obs, actions in zip(states.split(512), self._support.split(512))]
+        )
 
     def _plan(self, nfe: int) -> SolverPlan:
         sampler = self._cfg.sampler
@@ -487,7 +500,7 @@ class QGPOPolicy(OfflinePolicy):
 
     @property
     def _guidance_is_trained(self) -> bool:
-        return self._train_iter > self._cfg.learn.behavior_policy_stop_training_iter
+        return self._train_iter > self._guidance_begins
 
     def _default_scale(self) -> float:
         """The config's guidance scale, first of a list; 0 while the guidance is not trained."""

@@ -80,7 +80,7 @@ def test_every_mistyped_key_of_every_shipped_config_is_refused_with_the_key_that
     for cfg in shipped.values():
         wrong = copy.deepcopy(cfg)
         expected = []
-        for path, level in levels(wrong[part], part):
+        for path, level in list(levels(wrong[part], part)):
             for key in list(level):
                 if mistyped(key) not in level:
                     level[mistyped(key)] = level[key]
