@@ -35,6 +35,8 @@ NAMES_ALGORITHM = re.compile(
     re.IGNORECASE,
 )
 MAX_LINES = 350
+# An algorithm is one file, with every key of its config, the rule of each, and what they mean.
+MAX_LINES_OF_A_POLICY = 600
 
 
 def layer_of(path: Path) -> str:
@@ -170,8 +172,9 @@ def test_no_file_of_the_package_executes_code_from_a_file():
 
 
 def test_no_file_of_the_package_is_too_long():
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in MODULES}
-    assert not {path: length for path, length in lengths.items() if length > MAX_LINES}
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in MODULES}
+    limits = {path: MAX_LINES_OF_A_POLICY if path.parent.name == "policy" else MAX_LINES for path in MODULES}
+    assert not {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > limits[path]}
 
 
 @pytest.mark.parametrize(

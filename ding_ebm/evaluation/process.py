@@ -38,7 +38,7 @@ def run_logged(command: Sequence[str], *, folder: Path, environment: Mapping[str
                 if bar:
                     _show(bar[1], is_final)
                 rest = bar[2] if bar else line
-                if rest.strip() or not bar:
+                if rest.strip():
                     file.write(f"{rest}\n")
         except BaseException:
             process.kill()

@@ -63,6 +63,7 @@ def test_a_process_is_ended_when_we_are_interrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "stderr", Interrupted)
-    code = "import sys, time; sys.stderr.write('train:  0%|  | 0/3 [00:00<?, ?it/s]\\r'); sys.stderr.flush(); time.sleep(60)"
+    bar = "train:  0%|  | 0/3 [00:00<?, ?it/s]\\r"
+    code = f"import sys, time; sys.stderr.write('{bar}'); sys.stderr.flush(); time.sleep(60)"
     with pytest.raises(KeyboardInterrupt):
         run(code, tmp_path)

@@ -59,6 +59,22 @@ def test_each_stage_trains_its_own_parts_and_no_other(make_policy, make_dataset,
     ]
 
 
+def test_the_guidance_may_begin_after_the_critic(make_policy, make_dataset, run):
+    dataset = make_dataset()
+    policy = make_policy(dict(learn=dict(energy_guided_policy_begin_training_iter=6)), dataset)
+    run(policy, dataset, 4)
+    before = parameters(policy)
+    losses = run(policy, dataset, 2)[-1]
+    assert set(losses) == {"critic_loss", "q_mean"} and changed(policy, before) == {"critic", "target_critic"}
+    with pytest.raises(ValueError, match="not trained"):
+        policy.act(OBS, guidance_scale=1.0)
+    before = parameters(policy)
+    losses = run(policy, dataset, 1)[-1]
+    assert set(losses) == {"critic_loss", "q_mean", "guidance_loss", "log_partition_loss"}
+    assert changed(policy, before) == {"critic", "target_critic", "guidance", "log_partition"}
+    assert policy.act(OBS, guidance_scale=1.0).shape == (5, 2)
+
+
 def test_every_number_reported_is_a_float_and_the_host_may_ask_for_it(make_policy, dataset, run):
     policy = make_policy({}, dataset)
     everything = set(policy.learn_mode.monitor_vars())
@@ -245,7 +261,7 @@ def make_constant(critic: torch.nn.Module, values: list[float]) -> None:
 
 def critic_loss(policy: QGPOPolicy, batch: dict[str, torch.Tensor]) -> float:
     support = torch.zeros(len(batch["obs"]), 4, 2)
-    return policy._critic_loss(batch, support, support)[0].item()
+    return policy._critic_loss(batch, support)[0].item()
 
 
 def test_a_constant_reward_has_its_fixed_point_at_reward_over_one_minus_discount(
@@ -326,36 +342,44 @@ def test_targets_and_energies_are_the_configured_aggregate_of_the_critics(critic
 
 def test_the_loss_of_the_critics_is_the_loop_over_rows_critics_and_support_actions(make_policy, dataset):
     policy = make_policy(dict(model=dict(qgpo_critic=dict(q_alpha=2.0))), dataset)
-    generator = torch.Generator().manual_seed(0)
     batch = dataset.gather(torch.arange(7, 14))  # with the terminal row 11
-    here, there = (torch.rand(7, 4, 2, generator=generator) for _ in range(2))
-    loss, q, mean = policy._critic_loss(batch, here, there)
+    support = torch.rand(7, 4, 2, generator=torch.Generator().manual_seed(0))
+    loss, mean = policy._critic_loss(batch, support)
     total = 0.0
     for i in range(7):
-        values = [policy._model.target_critic(batch["next_obs"][i : i + 1], a[None]).min().item() for a in there[i]]
+        values = [policy._model.target_critic(batch["next_obs"][i : i + 1], a[None]).min().item() for a in support[i]]
+        assert policy._target_q(batch["next_obs"], support)[i].tolist() == pytest.approx(values, abs=1e-6)
         weights = [math.exp(2.0 * v) for v in values]
         value = sum(w * v for w, v in zip(weights, values)) / sum(weights)
         target = batch["reward"][i].item() + (0.0 if batch["done"][i] else 0.99) * value
         for predicted in policy._model.critic(batch["obs"][i : i + 1], batch["action"][i : i + 1]).flatten().tolist():
             total += (predicted - target) ** 2
-        own = [policy._model.target_critic(batch["obs"][i : i + 1], a[None]).min().item() for a in here[i]]
-        assert q[i].tolist() == pytest.approx(own, abs=1e-6)
     assert loss.item() == pytest.approx(total / 14, rel=1e-5)
     assert mean.item() == pytest.approx(policy._model.critic(batch["obs"], batch["action"]).mean().item(), rel=1e-5)
+
+
+def test_the_target_carries_no_gradient(make_policy, dataset):
+    policy = make_policy({}, dataset)
+    policy._model.target_critic.requires_grad_(True)
+    loss, _ = policy._critic_loss(dataset.gather(torch.arange(6)), torch.zeros(6, 4, 2))
+    loss.backward()
+    assert all(p.grad is None for p in policy._model.target_critic.parameters())
+    assert all(p.grad is not None for p in policy._model.critic.parameters())
 
 
 def test_the_order_of_support_actions_changes_no_loss(make_policy, dataset):
     policy = make_policy({}, dataset)
     batch, order = dataset.gather(torch.arange(6)), torch.tensor([2, 0, 3, 1])
     generator = torch.Generator().manual_seed(0)
-    here, there, noise = (torch.randn(6, 4, 2, generator=generator) for _ in range(3))
+    support, noise = (torch.randn(6, 4, 2, generator=generator) for _ in range(2))
     t, alpha = torch.rand(6, generator=generator), torch.full((6,), 3.0)
-    first, q, _ = policy._critic_loss(batch, here, there)
-    second, q_again, _ = policy._critic_loss(batch, here[:, order], there[:, order])
-    torch.testing.assert_close(second, first)
-    torch.testing.assert_close(q_again, q[:, order])
-    a = policy._guidance_loss(batch["obs"], here, q, alpha, t, noise)
-    b = policy._guidance_loss(batch["obs"], here[:, order], q[:, order], alpha, t, noise[:, order])
+    torch.testing.assert_close(
+        policy._critic_loss(batch, support[:, order])[0], policy._critic_loss(batch, support)[0]
+    )
+    q = policy._target_q(batch["obs"], support)
+    torch.testing.assert_close(policy._target_q(batch["obs"], support[:, order]), q[:, order])
+    a = policy._guidance_loss(batch["obs"], support, q, alpha, t, noise)
+    b = policy._guidance_loss(batch["obs"], support[:, order], q[:, order], alpha, t, noise[:, order])
     torch.testing.assert_close(a, b)
 
 
@@ -564,7 +588,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name(key, iteration, name, ma
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (dict(learn=dict(energy_guided_policy_begin_training_iter=2)), "must be None or 4"),
+        (dict(learn=dict(energy_guided_policy_begin_training_iter=2)), "must be None or at least 4"),
         (dict(learn=dict(behavior_policy_stop_training_iter=0)), "if and only if learn.behavior_checkpoint"),
         (dict(learn=dict(behavior_checkpoint="a.pth.tar")), "if and only if learn.behavior_checkpoint"),
         (dict(learn=dict(batch_size_q=33)), r"batch_size_q \(33\) must not exceed learn.batch_size \(32\)"),
