@@ -111,9 +111,9 @@ def update_works(precision: str, compile_losses: bool, device: str) -> list[Work
     large, small = random_batch(4096, device), random_batch(256, device)
     behavior = make_ours(precision, compile_losses, device)
     energy = make_ours(precision, compile_losses, device, q_value_stop_training_iter=None)
-    frozen = make_ours(precision, compile_losses, device, q_value_stop_training_iter=0)
+    frozen = make_ours(precision, compile_losses, device)  # far past its last critic update
     for policy in (energy, frozen):
-        policy._train_iter = 10**6
+        policy._train_iter = 10**7
         policy._support = torch.randn(1000, M, ACTION, device=device)
         policy._support_q = torch.randn(1000, M, device=device)
 

@@ -39,12 +39,17 @@ def integer(low: int, high: int | None = None) -> Rule:
     return Rule(lambda v: _is_int(v) and v >= low and (high is None or v <= high), text)
 
 
-def number(low: float, high: float = float("inf"), *, above: bool = False) -> Rule:
-    """A finite number in [low, high]; with ``above``, greater than ``low``."""
-    text = f"a number {'>' if above else '>='} {low}" + ("" if high == float("inf") else f" and <= {high}")
-    return Rule(
-        lambda v: _is_number(v) and (v > low if above else v >= low) and v <= high and abs(v) != float("inf"), text
-    )
+def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Rule:
+    """A finite number in [low, high]; with ``above`` greater than ``low``, with ``below`` less than ``high``."""
+    text = f"a number {'>' if above else '>='} {low}"
+    if high != float("inf"):
+        text += f" and {'<' if below else '<='} {high}"
+
+    def holds(value: Any) -> bool:
+        finite = _is_number(value) and abs(value) != float("inf")
+        return finite and (value > low if above else value >= low) and (value < high if below else value <= high)
+
+    return Rule(holds, text)
 
 
 def choice(*options: Any) -> Rule:

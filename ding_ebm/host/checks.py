@@ -8,6 +8,7 @@ from typing import Any
 from ding.config.config import env_config_template
 from ding.envs import get_env_manager_cls
 from ding.utils import ENV_REGISTRY, POLICY_REGISTRY, deep_merge_dicts
+from ding.worker import BaseLearner
 from easydict import EasyDict
 
 from ding_ebm.config import ConfigError, Rule, check_config, integer, text
@@ -37,13 +38,37 @@ def check_run(cfg: Mapping[str, Any]) -> None:
     policy = POLICY_REGISTRY.get(cfg["policy"]["type"])
     policy.check(cfg["policy"])
     task, model = get_task(cfg["env"]["env_id"]), cfg["policy"]["model"]
-    problems = [
+    problems = _schedule(cfg["policy"]) + [
         f"policy.model.{key} is {model[key]}, but task {task.name!r} has {getattr(task, key)}"
         for key in ("obs_dim", "action_dim")
         if model[key] != getattr(task, key)
     ]
     if problems:
         raise ConfigError("the config cannot be used:\n  " + "\n  ".join(problems))
+
+
+def _schedule(policy: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the lengths of an offline run and with its learner's hooks."""
+    hooks, eval_freq = policy["learn"]["learner"]["hook"], policy["eval"]["evaluator"]["eval_freq"]
+    known = {*BaseLearner.default_config().hook, "log_reduce_after_iter"}
+    problems = [
+        f"policy.learn.learner.hook.{key} is not a known hook; known: {', '.join(sorted(known))}"
+        for key, value in hooks.items()
+        if key not in known and not isinstance(value, Mapping)
+    ]
+    every = {f"learn.learner.hook.{key}": hooks[key] for key in ("log_show_after_iter", "save_ckpt_after_iter")}
+    every.update({"learn.train_epoch": policy["learn"]["train_epoch"], "eval.evaluator.eval_freq": eval_freq})
+    rule = integer(1)
+    problems += [
+        f"policy.{key} must be {rule.text}, got {value!r}" for key, value in every.items() if not rule.holds(value)
+    ]
+    if not problems:
+        total = policy["learn"]["train_epoch"] * policy["learn"]["iterations_per_epoch"]
+        if eval_freq > total:
+            problems.append(
+                f"policy.eval.evaluator.eval_freq ({eval_freq}) must not exceed the run's {total} iterations"
+            )
+    return problems
 
 
 def check_env(cfg: Mapping[str, Any]) -> None:

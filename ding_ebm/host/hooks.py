@@ -73,6 +73,11 @@ class LoadCheckpointHook(LearnerHook):
                     f"{self._path} is of iteration {completed}, within an epoch of {learn.iterations_per_epoch}; "
                     "resume from a checkpoint at the end of one (choose save_ckpt_after_iter a multiple of it)"
                 )
+            if done >= learn.train_epoch:
+                raise ValueError(
+                    f"{self._path} is of iteration {completed}: the run of {learn.train_epoch} epochs of "
+                    f"{learn.iterations_per_epoch} is complete; raise learn.train_epoch to go on"
+                )
             learn.train_epoch -= done
         engine.info(f"{engine.instance_name} resumed from {self._path} at iteration {completed}")
 
@@ -88,13 +93,13 @@ class LogAndProgressHook(LogShowHook):
         """Advance the bar by the iteration just made, and log as the host does."""
         if engine.rank == 0:
             if self._bar is None:
-                total = engine.policy.get_attribute("total_iterations")
+                initial, left = engine.last_iter.val, engine.policy.get_attribute("total_iterations")
                 # A file takes a line a report: few of them.
                 interval = 0.5 if sys.stderr.isatty() else 15.0
                 self._bar = tqdm(
                     desc="train",
-                    initial=engine.last_iter.val,
-                    total=total,
+                    initial=initial,
+                    total=None if left is None else initial + left,
                     unit="it",
                     mininterval=interval,
                     smoothing=0.05,

@@ -173,7 +173,7 @@ class QGPOPolicy(OfflinePolicy):
         "model.obs_dim": integer(1),
         "model.action_dim": integer(1),
         "model.behavior_widths": WIDTHS,
-        "model.ema_decay": optional(number(0.0, 1.0)),
+        "model.ema_decay": optional(number(0.0, 1.0, below=True)),
         "model.time_scale": number(0.0, above=True),
         "model.qgpo_critic.alpha": number(0.0),
         "model.qgpo_critic.q_alpha": number(0.0),
@@ -185,7 +185,7 @@ class QGPOPolicy(OfflinePolicy):
         "model.qgpo_critic.condition_on_temperature": flag(),
         "model.qgpo_critic.temperature_range": sequence(number(0.0), length=2),
         "sampler.method": choice(*METHODS),
-        "sampler.order": choice(1, 2, 3),
+        "sampler.order": integer(1, 3),
         "sampler.spacing": choice(*SPACINGS),
         "sampler.clip": choice("none", "final", "every_step"),
         "learn.batch_size": integer(1),
@@ -223,6 +223,14 @@ class QGPOPolicy(OfflinePolicy):
                 begin is None or begin >= stop,
                 f"learn.energy_guided_policy_begin_training_iter must be None or at least {stop}, the end of the "
                 f"behavior stage, whose model gives the support actions; got {begin}",
+            ),
+            (
+                freeze is None or freeze > stop,
+                f"learn.q_value_stop_training_iter must exceed {stop}, where the critic begins to train; got {freeze}",
+            ),
+            (
+                learn["M"] > 1 or learn["energy_labels"] == "mse",
+                "learn.M must be at least 2, or learn.energy_labels 'mse': one action has no contrast",
             ),
             (
                 begin is None or freeze is None or begin <= freeze,
@@ -487,6 +495,10 @@ class QGPOPolicy(OfflinePolicy):
     def _take_behavior(self, state_dict: dict[str, Any]) -> None:
         """Copy the behavior model, and no more, from a checkpoint of this policy."""
         kept = {k: v for k, v in state_dict["model"].items() if k.startswith(("behavior.", "behavior_ema."))}
+        if self._model.behavior_ema is None and any(key.startswith("behavior_ema.") for key in kept):
+            raise ValueError(
+                f"{self._cfg.learn.behavior_checkpoint} holds a moving average of the behavior: set model.ema_decay"
+            )
         missing = self._model.load_state_dict(kept, strict=False).missing_keys
         if any(key.startswith("behavior") for key in missing):
             raise ValueError(f"{self._cfg.learn.behavior_checkpoint} lacks parts of the behavior model: {missing}")
@@ -523,8 +535,8 @@ class QGPOPolicy(OfflinePolicy):
             (E, Da), float32.
 
         Raises:
-            ValueError: If ``obs`` has other dimensions than the model, holds NaN or infinity, or guidance is asked for
-                before it is trained.
+            ValueError: If ``obs`` has other dimensions than the model, holds NaN or infinity, guidance is asked for
+                before it is trained, or a temperature where the guidance knows but one.
         """
         obs = np.asarray(obs, dtype=np.float32)
         if obs.ndim != 2 or obs.shape[1] != self._cfg.model.obs_dim:
@@ -535,6 +547,10 @@ class QGPOPolicy(OfflinePolicy):
         if scale and not self._guidance_is_trained:
             raise ValueError(f"the guidance is not trained (iteration {self._train_iter}); use guidance_scale=0")
         critic, configured = self._cfg.model.qgpo_critic, self._cfg.eval.inverse_temperature
+        if inverse_temperature is not None and not critic.condition_on_temperature:
+            raise ValueError(
+                "inverse_temperature needs a guidance with model.qgpo_critic.condition_on_temperature=True"
+            )
         alpha = next(a for a in (inverse_temperature, configured, critic.alpha) if a is not None)
         normalized = self._model.obs_normalizer(torch.from_numpy(obs).to(self._device))
         noise = torch.empty(len(obs), self._cfg.model.action_dim, device=self._device)

@@ -63,7 +63,10 @@ def support_actions(
     shape = (len(states), num_actions, action_dim)
     path = None if cache_dir is None else cache_dir / f"support_{key[:32]}.npy"
     if path is not None and path.exists():
-        cached = np.load(path, allow_pickle=False)
+        try:
+            cached = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); delete the file") from error
         if cached.shape != shape or cached.dtype != np.float32:
             raise ValueError(f"{path}: expected {shape} float32, found {cached.shape} {cached.dtype}; delete the file")
         return torch.from_numpy(cached).to(states.device)

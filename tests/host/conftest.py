@@ -19,9 +19,7 @@ TINY = dict(
     exp_name="tiny",
     env=dict(evaluator_env_num=2, n_evaluator_episode=2),
     policy=dict(
-        model=dict(
-            behavior_widths=(32, 16), qgpo_critic=dict(critic_widths=(16, 16), guidance_widths=(16, 16))
-        ),
+        model=dict(behavior_widths=(32, 16), qgpo_critic=dict(critic_widths=(16, 16), guidance_widths=(16, 16))),
         learn=dict(
             train_epoch=3,
             iterations_per_epoch=4,

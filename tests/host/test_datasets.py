@@ -105,7 +105,11 @@ def with_nan(array: np.ndarray) -> np.ndarray:
         ("actions", lambda a: 100.0 * a, r"action leaves \[-0.01, 0.01\] in \d+ rows"),
         ("actions", lambda a: a[:, :1], "action has 1 dimensions, the environment has 2"),
         ("rewards", lambda a: a[:-1], "'rewards' has 47 rows but 'observations' has 48"),
-        ("timeouts", np.zeros_like, "next_obs is not the following row's obs in 1 rows inside an episode, first in row 23"),
+        (
+            "timeouts",
+            np.zeros_like,
+            "next_obs is not the following row's obs in 1 rows inside an episode, first in row 23",
+        ),
         ("terminals", lambda a: a.astype(np.float32) * 0.5, "'terminals' must hold 0 and 1 only"),
     ],
 )

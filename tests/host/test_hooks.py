@@ -120,7 +120,6 @@ def test_a_checkpoint_that_is_not_there_is_named(make_cfg, dataset, bars):
         learner_of(make_cfg, dataset, "nowhere.pth.tar")
 
 
-@pytest.mark.xfail(reason="the host then ends with UnboundLocalError: reward", strict=True)
 def test_a_run_that_is_complete_is_refused_by_name(make_cfg, dataset, folder, bars):
     learner, _, _ = learner_of(make_cfg, dataset)
     for _ in range(12):
@@ -199,7 +198,6 @@ def test_the_progress_bar_counts_iterations_of_the_whole_run(make_cfg, dataset, 
     assert (bar.options["initial"], bar.options["total"], bar.count) == (0, 12, 5)
 
 
-@pytest.mark.xfail(reason="total is that of the epochs left, initial that of the whole run", strict=True)
 def test_the_progress_bar_of_a_resumed_run_begins_where_it_was_and_ends_at_the_same_total(
     make_cfg, dataset, folder, bars
 ):

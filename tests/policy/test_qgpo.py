@@ -105,7 +105,10 @@ def test_the_energy_stage_uses_the_first_rows_of_a_batch(make_policy, make_datas
 
 def test_the_loss_of_the_behavior_model_falls(make_policy, make_dataset, run):
     dataset = make_dataset()
-    policy = make_policy(dict(learn=dict(behavior_policy_stop_training_iter=150, learning_rate=1e-2)), dataset)
+    policy = make_policy(
+        dict(learn=dict(behavior_policy_stop_training_iter=150, q_value_stop_training_iter=200, learning_rate=1e-2)),
+        dataset,
+    )
     losses = [update["behavior_loss"] for update in run(policy, dataset, 150)]
     assert np.mean(losses[-40:]) < 0.75 * np.mean(losses[:10])
 
@@ -226,7 +229,6 @@ def test_a_checkpoint_without_a_moving_average_is_refused_where_one_is_sampled_f
         make_policy(from_checkpoint(path, ema_decay=0.9), dataset)
 
 
-@pytest.mark.xfail(reason="the moving average, which the source samples from, is dropped without a word", strict=True)
 def test_a_checkpoint_with_a_moving_average_is_not_read_without_it(make_policy, dataset, run, tmp_path):
     source = make_policy(dict(model=dict(ema_decay=0.9)), dataset)
     run(source, dataset, 4)
@@ -264,9 +266,7 @@ def critic_loss(policy: QGPOPolicy, batch: dict[str, torch.Tensor]) -> float:
     return policy._critic_loss(batch, support)[0].item()
 
 
-def test_a_constant_reward_has_its_fixed_point_at_reward_over_one_minus_discount(
-    make_policy, make_transitions, run
-):
+def test_a_constant_reward_has_its_fixed_point_at_reward_over_one_minus_discount(make_policy, make_transitions, run):
     # No row is terminal here, so the values of all states and actions are 3 / (1 - 0.9) = 30.
     transitions = make_transitions(reward=3.0)
     transitions.terminated[:] = False
@@ -373,9 +373,7 @@ def test_the_order_of_support_actions_changes_no_loss(make_policy, dataset):
     generator = torch.Generator().manual_seed(0)
     support, noise = (torch.randn(6, 4, 2, generator=generator) for _ in range(2))
     t, alpha = torch.rand(6, generator=generator), torch.full((6,), 3.0)
-    torch.testing.assert_close(
-        policy._critic_loss(batch, support[:, order])[0], policy._critic_loss(batch, support)[0]
-    )
+    torch.testing.assert_close(policy._critic_loss(batch, support[:, order])[0], policy._critic_loss(batch, support)[0])
     q = policy._target_q(batch["obs"], support)
     torch.testing.assert_close(policy._target_q(batch["obs"], support[:, order]), q[:, order])
     a = policy._guidance_loss(batch["obs"], support, q, alpha, t, noise)
@@ -403,9 +401,7 @@ def test_a_critic_that_is_never_frozen_keeps_learning(make_policy, dataset, run)
 @pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("kind", ["softmax", "unnormalized", "mse"])
 def test_every_kind_of_labels_trains_and_acts(kind, conditioned, make_policy, dataset, run):
-    overrides = dict(
-        model=dict(qgpo_critic=dict(condition_on_temperature=conditioned)), learn=dict(energy_labels=kind)
-    )
+    overrides = dict(model=dict(qgpo_critic=dict(condition_on_temperature=conditioned)), learn=dict(energy_labels=kind))
     policy = make_policy(overrides, dataset)
     losses = run(policy, dataset, 10)[-1]
     assert all(math.isfinite(value) for value in losses.values())
@@ -418,7 +414,9 @@ def test_a_conditioned_guidance_is_trained_on_its_whole_range_of_temperatures(ma
     policy = make_policy(dict(model=dict(qgpo_critic=critic)), dataset)
     drawn = policy._alphas(torch.empty(10_000))
     assert drawn.min() >= 1.0 and drawn.max() <= 5.0
-    assert drawn.mean().item() == pytest.approx(3.0, abs=0.05) and drawn.std().item() == pytest.approx(4 / 12**0.5, 0.02)
+    assert drawn.mean().item() == pytest.approx(3.0, abs=0.05) and drawn.std().item() == pytest.approx(
+        4 / 12**0.5, 0.02
+    )
     assert make_policy({})._alphas(torch.empty(3)).tolist() == [3.0] * 3
 
 
@@ -436,7 +434,6 @@ def test_a_conditioned_guidance_acts_as_the_behavior_model_at_temperature_zero(m
     assert np.array_equal(actions(), actions(inverse_temperature=3.0))  # alpha of the config
 
 
-@pytest.mark.xfail(reason="inverse_temperature is dropped without a word", strict=True)
 def test_a_temperature_is_refused_where_the_guidance_does_not_know_it(make_policy, dataset, run):
     policy = make_policy({}, dataset)
     run(policy, dataset, 6)
@@ -469,7 +466,11 @@ def test_the_hosts_evaluator_gets_the_actions_of_act(trained):
     trained.eval_mode.reset()
     expected = trained.act(OBS)
     trained.eval_mode.reset()
-    rows = {7: torch.from_numpy(OBS[0]).float(), 2: torch.from_numpy(OBS[1]).float(), 4: torch.from_numpy(OBS[2]).float()}
+    rows = {
+        7: torch.from_numpy(OBS[0]).float(),
+        2: torch.from_numpy(OBS[1]).float(),
+        4: torch.from_numpy(OBS[2]).float(),
+    }
     output = trained.eval_mode.forward(rows)
     assert list(output) == [7, 2, 4]
     assert all(set(one) == {"action"} and one["action"].shape == (2,) for one in output.values())
@@ -614,7 +615,6 @@ def test_configs_that_contradict_themselves_are_refused(overrides, words, make_p
         pytest.param(dict(sampler=dict(order=2.0)), id="an order that is no integer"),
     ],
 )
-@pytest.mark.xfail(reason="accepted, and trains into nonsense or fails later", strict=True)
 def test_configs_that_would_train_into_nonsense_are_refused(overrides, make_policy):
     with pytest.raises(ConfigError):
         make_policy(overrides)

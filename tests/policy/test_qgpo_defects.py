@@ -132,7 +132,9 @@ def test_10_an_epoch_is_as_many_rows_as_the_config_says(make_cfg, make_transitio
     monkeypatch.setattr("ding_ebm.host.datasets.find_data_file", lambda name: name)
     monkeypatch.setattr("ding_ebm.host.datasets.read_d4rl_hdf5", lambda path: make_transitions())
     monkeypatch.setattr("ding_ebm.host.datasets.check_transitions", lambda *args: None)
-    cfg = make_cfg(dict(policy=dict(learn=dict(iterations_per_epoch=7, batch_size=20))))
+    cfg = make_cfg(
+        dict(policy=dict(learn=dict(iterations_per_epoch=7, batch_size=20), eval=dict(evaluator=dict(eval_freq=7))))
+    )
     dataset = HostOfflineDataset(cfg)
     batches = list(DataLoader(dataset, 20, shuffle=True, collate_fn=lambda x: x))
     assert len(dataset) == 140 and [len(batch["reward"]) for batch in batches] == [20] * 7

@@ -81,7 +81,6 @@ def test_a_file_with_pickled_objects_is_not_opened(tmp_path):
         draw(Sampler(), tmp_path)
 
 
-@pytest.mark.xfail(reason="np.load's own error is raised, which names no file", strict=True)
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_file_that_was_cut_short_is_refused_by_name(tmp_path, share):
     draw(Sampler(), tmp_path)

@@ -1,0 +1,100 @@
+"""What the demo's pictures show is what the data, the networks and the oracle say."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from ding_ebm.envs.avoid_demos import make_demonstrations
+from ding_ebm.evaluation.checkpoint import load_policy
+from ding_ebm.evaluation.demo_pictures import (
+    BETAS,
+    DECISIONS,
+    data_ways,
+    decision,
+    exact_clouds,
+    policy_ways,
+    value_map,
+)
+from ding_ebm.evaluation.plots import Cloud, plot_clouds, plot_energy, plot_scales, plot_ways
+from ding_ebm.evaluation.rollout import Episodes
+from ding_ebm.evaluation.statistics import Interval
+
+
+@pytest.fixture
+def policy(run):
+    return load_policy(*run)
+
+
+def is_png(path) -> bool:
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
+
+
+def test_the_ways_of_the_data_are_its_episodes():
+    data = make_demonstrations(7, seed=2)
+    ways = data_ways(data)
+    assert [len(path) - 1 for path in ways.paths] == data.episode_lengths().tolist()
+    ends = data.episode_ends
+    np.testing.assert_array_equal([path[-1] for path in ways.paths], data.next_obs[ends, 2:])
+    np.testing.assert_array_equal(ways.paths[1][0], data.obs[ends[0] + 1, 2:])
+
+
+def test_the_value_map_is_the_learnt_value_where_the_data_are(policy):
+    data = make_demonstrations(30, seed=0)
+    values = value_map(policy, data)
+    model = policy.eval_mode.get_attribute("model")
+    row = len(data) // 2
+    column = int(np.abs(values.x - data.obs[row, 2]).argmin())
+    line = int(np.abs(values.y - data.obs[row, 3]).argmin())
+    center = torch.tensor([[values.x[column], values.y[line]] * 2], dtype=torch.float32)
+    with torch.no_grad():
+        expected = model.log_partition(model.obs_normalizer(center), torch.ones(1))  # alpha is 1 here
+    assert values.value[line, column] == pytest.approx(float(expected), abs=1e-5)
+    # the corners of the table are out of reach from the start
+    assert np.isnan(values.value[0, 0])
+    assert np.isnan(values.value[0, -1])
+
+
+def test_a_decision_holds_q_and_the_energy_of_each_action(policy):
+    shown = decision(policy, "B", scale=1.0, cells=5, draws=20)
+    model = policy.eval_mode.get_attribute("model")
+    obs = model.obs_normalizer(torch.tensor([DECISIONS["B"] * 2], dtype=torch.float32))
+    action = model.action_normalizer(torch.tensor([[shown.axis[3], shown.axis[1]]], dtype=torch.float32))
+    with torch.no_grad():
+        q = model.target_critic(obs, action).min()
+        energy = -model.guidance(action, torch.tensor([0.5]), obs, 1.0)
+    assert shown.value[1, 3] == pytest.approx(float(q), abs=1e-5)  # rows are y
+    assert shown.energies[0.5][1, 3] == pytest.approx(float(energy), abs=1e-5)
+    assert shown.behavior.shape == shown.guided.shape == (20, 2)
+    assert not np.array_equal(shown.behavior, shown.guided)
+
+
+def test_exact_guidance_is_within_twice_the_floor_and_moves_with_beta():
+    rows = exact_clouds(600)
+    assert [len(row) for row in rows] == [2 * len(BETAS)] * 2
+    for row in rows:
+        for target, guided in zip(row[::2], row[1::2]):
+            distance, floor = map(float, re.findall(r"\d+\.\d+", guided.title))
+            assert distance < 2.0 * floor + 0.03, (target.title, guided.title)
+        # unguided samples are nowhere near the tilted law
+        assert (
+            np.abs(row[1].points.mean(0) - row[4].points.mean(0)).max()
+            + np.abs(row[1].points.std(0) - row[4].points.std(0)).max()
+            > 0.5
+        )
+
+
+def test_every_picture_is_drawn(policy, tmp_path):
+    data = make_demonstrations(10, seed=0)
+    ways = data_ways(data)
+    episodes = Episodes(ways.returns, data.episode_lengths(), np.ones(10, bool), [np.tile(p, 2) for p in ways.paths])
+    plot_ways(tmp_path / "ways.png", [ways, policy_ways("policy", episodes)])
+    plot_energy(tmp_path / "energy.png", value_map(policy, data), [decision(policy, name, 1.0, 9, 5) for name in "AB"])
+    plot_scales(
+        tmp_path / "scales.png", {0.0: Interval(0.1, 0.0, 0.2), 1.0: Interval(2.0, 1.5, 2.5)}, {"best": 2.8}, 1.0
+    )
+    plot_clouds(tmp_path / "clouds.png", [[Cloud("target", np.zeros((5, 2))), Cloud("guided", np.ones((5, 2)))]])
+    assert all(is_png(tmp_path / f"{name}.png") for name in ("ways", "energy", "scales", "clouds"))

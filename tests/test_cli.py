@@ -1,0 +1,205 @@
+"""The command ``ding-ebm``: what it prints and writes, and how it ends where the user was wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ding_ebm import __version__
+from ding_ebm.cli import main
+from ding_ebm.data.formats import read_d4rl_hdf5, write_d4rl_hdf5
+from ding_ebm.envs.avoid_demos import make_demonstrations
+from ding_ebm.envs.registry import TASKS
+from ding_ebm.evaluation.results import COLUMNS, append_results, make_result, read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+from dizoo_configs.builder import offline
+
+main_config, create_config = offline(
+    "qgpo", "ebm_qgpo", "avoid", "demonstrations",
+    dict(
+        policy=dict(
+            model=dict(behavior_widths=(16, 8), qgpo_critic=dict(critic_widths=(8,), guidance_widths=(8,))),
+            learn=dict(train_epoch=3, iterations_per_epoch=10, behavior_policy_stop_training_iter=10),
+            eval=dict(diffusion_steps=2),
+        ),
+    ),
+)
+"""
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    path = tmp_path / "demonstrations.hdf5"
+    write_d4rl_hdf5(path, make_demonstrations(12, seed=1))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> list[str]:
+    """Options of ``ding-ebm eval`` for a tiny policy that has learned nothing, in a run folder of seed 4."""
+    from ding.policy import create_policy
+
+    from ding_ebm.evaluation.checkpoint import read_run_config
+
+    config, folder = tmp_path / "tiny_config.py", tmp_path / "run"
+    config.write_text(CONFIG, "utf-8")
+    policy = create_policy(read_run_config(config).policy, enable_field=["learn"])
+    (folder / "ckpt").mkdir(parents=True)
+    torch.save({**policy.learn_mode.state_dict(), "train_iter": 30}, folder / "ckpt" / "last.pth.tar")
+    (folder / "total_config.py").write_text("exp_config = {\n    'seed': 4\n}\n", "utf-8")
+    return ["eval", "-c", str(config), "--load-path", str(folder / "ckpt" / "last.pth.tar")]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said when a command ends with status 2, on one line and without a traceback."""
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert not [line for line in said if "Traceback" in line]
+    assert said[-1].startswith("ding-ebm: error: ")
+    return said[-1]
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_numpy():
+    code = (
+        "import json, sys, time; start = time.process_time()\n"
+        "from ding_ebm.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: print(json.dumps([end.code, time.process_time() - start, sorted(sys.modules)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    status, seconds, modules = json.loads(done.stdout.splitlines()[-1])
+    assert status == 0
+    assert seconds < 1.0
+    assert not {"torch", "numpy", "ding", "gymnasium", "matplotlib"} & set(modules)
+    assert all(command in done.stdout for command in ("tasks", "data", "eval", "report", "demo"))
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"ding-ebm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["data"], ["eval"], ["data", "collect", "hopper", "--out", "f"]]
+)
+def test_a_wrong_call_ends_with_status_2(arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+
+
+def test_every_task_is_listed_with_the_data_that_is_found(capsys, monkeypatch, tmp_path):
+    (tmp_path / "walker2d_expert.hdf5").touch()
+    monkeypatch.setenv("DING_EBM_DATA", str(tmp_path))
+    assert main(["tasks"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:] if line}
+    assert set(TASKS) <= set(lines)
+    # of medium_expert one of two files is there, which is not enough
+    assert lines["walker2d"].endswith("  expert")
+    assert lines["hopper"].endswith("  none")
+    assert lines["avoid"].split()[1:6] == ["core", "yes", "4", "2", "150"]
+
+
+def test_collected_demonstrations_are_those_of_the_seed(capsys, tmp_path):
+    path = tmp_path / "new" / "file.hdf5"
+    assert main(["data", "collect", "avoid", "--out", str(path), "--episodes", "9", "--seed", "5"]) == 0
+    expected, written = make_demonstrations(9, seed=5), read_d4rl_hdf5(path)
+    np.testing.assert_array_equal(written.action, expected.action)
+    assert str(path) in capsys.readouterr().out
+
+
+def test_collecting_does_not_overwrite(capsys, data_file):
+    before = data_file.read_bytes()
+    assert "exists" in refused(capsys, "data", "collect", "avoid", "--out", str(data_file))
+    assert data_file.read_bytes() == before
+
+
+def test_a_good_file_is_described_and_passes(capsys, data_file):
+    assert main(["data", "check", str(data_file), "--task", "avoid"]) == 0
+    out = capsys.readouterr().out
+    assert "episodes  12" in out
+    assert "normalized" in out
+    assert out.endswith("problems: none\n")
+
+
+def test_a_file_is_found_in_the_data_folder(monkeypatch, data_file):
+    monkeypatch.setenv("DING_EBM_DATA", str(data_file.parent))
+    assert main(["data", "check", data_file.name]) == 0
+
+
+def test_a_file_of_another_task_is_refused(capsys, data_file):
+    message = refused(capsys, "data", "check", str(data_file), "--task", "hopper")
+    assert "obs has 4 dimensions, the environment has 11" in message
+
+
+def test_a_task_that_is_not_there_is_refused_with_the_nearest(capsys, data_file):
+    assert "did you mean 'avoid'" in refused(capsys, "data", "check", str(data_file), "--task", "avoyd")
+
+
+def test_a_missing_file_is_refused(capsys, tmp_path):
+    assert "nothing.hdf5" in refused(capsys, "data", "check", str(tmp_path / "nothing.hdf5"))
+
+
+def test_an_evaluation_prints_a_table_and_appends_rows(capsys, run, tmp_path):
+    out = tmp_path / "results.csv"
+    arguments = [*run, "--guidance-scale", "0", "1.5", "--episodes", "3", "--seed", "9", "--out", str(out)]
+    assert main(arguments) == 0
+    assert main([*arguments[:-2], "--train-seed", "6", "--out", str(out)]) == 0
+    with out.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert tuple(header) == COLUMNS
+    facts = [[row[i] for i in (0, 1, 2, 3, 4, 9, 10)] for row in rows]
+    first = [["avoid", "avoid_demonstrations", "ebm_qgpo", scale, "3", "4", "30"] for scale in ("0.0", "1.5")]
+    assert facts == first + [[*row[:5], "6", "30"] for row in first]
+    # the same checkpoint, the same episodes
+    assert [row[5:9] for row in rows[:2]] == [row[5:9] for row in rows[2:]]
+    assert rows[0][-1] == f"ding-ebm {' '.join(arguments)}"
+    assert len(capsys.readouterr().out.splitlines()) == 8
+
+    assert main(["report", str(out)]) == 0
+    assert [line.split()[3:5] for line in capsys.readouterr().out.splitlines()[2:4]] == [["0", "2"], ["1.5", "2"]]
+
+
+def test_an_evaluation_refuses_a_foreign_file_before_the_work(capsys, run, tmp_path):
+    out = tmp_path / "notes.csv"
+    out.write_text("a,b\n")
+    assert "the columns must be" in refused(capsys, *run, "--out", str(out))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("-c", "none.py", "no config at"), ("--load-path", "none.pth.tar", "no checkpoint at")],
+)
+def test_an_evaluation_of_what_is_not_there_is_refused(capsys, run, option, value, message):
+    run[run.index(option) + 1] = value
+    assert message in refused(capsys, *run)
+
+
+def test_a_report_joins_files_and_refuses_a_run_given_twice(capsys, tmp_path):
+    facts = dict(task="avoid", data="d", policy="p", guidance_scale=1.0, train_iter=1, command="c")
+    for seed in range(2):
+        append_results(tmp_path / f"{seed}.csv", [make_result(np.arange(3.0) + seed, seed=seed, **facts)])
+    files = [str(tmp_path / f"{seed}.csv") for seed in range(2)]
+    assert main(["report", *files]) == 0
+    mean = np.mean([row.normalized for file in files for row in read_results(file)])
+    assert f"{mean:.1f}" in capsys.readouterr().out
+    assert "is given twice" in refused(capsys, "report", files[0], files[0])
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ding_ebm.evaluation.results.report", broken)
+    monkeypatch.setattr("ding_ebm.evaluation.results.read_results", lambda path: [])
+    with pytest.raises(ZeroDivisionError):
+        main(["report", "file.csv"])
