@@ -29,7 +29,7 @@ main_config, create_config = offline(
         policy=dict(
             model=dict(behavior_widths=(16, 8), qgpo_critic=dict(critic_widths=(8,), guidance_widths=(8,))),
             learn=dict(train_epoch=3, iterations_per_epoch=10, behavior_policy_stop_training_iter=10),
-            eval=dict(diffusion_steps=2),
+            eval=dict(diffusion_steps=2, evaluator=dict(eval_freq=30)),
         ),
     ),
 )

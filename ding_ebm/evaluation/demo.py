@@ -43,7 +43,7 @@ class Size:
     points: int
 
 
-FULL, QUICK = Size(500, 200, 1500), Size(40, 6, 200)
+FULL, QUICK = Size(500, 200, 1000), Size(40, 6, 200)
 QUICK_CONFIG = '''"""The demo's config with so few iterations that it shows that all parts run, and learns nothing."""
 
 from dizoo_configs.avoid.avoid_qgpo_config import create_config, main_config
@@ -51,7 +51,7 @@ from dizoo_configs.avoid.avoid_qgpo_config import create_config, main_config
 main_config.env.update(evaluator_env_num=2, n_evaluator_episode=2)
 main_config.policy.learn.update(
     train_epoch=3, iterations_per_epoch=10, batch_size=32, batch_size_q=16, M=2, diffusion_steps=2,
-    behavior_policy_stop_training_iter=10, q_value_stop_training_iter=20,
+    behavior_policy_stop_training_iter=10, q_value_stop_training_iter=20, energy_guided_policy_begin_training_iter=None,
 )
 main_config.policy.learn.learner.hook.save_ckpt_after_iter = 30
 main_config.policy.eval.evaluator.eval_freq = 30

@@ -67,8 +67,8 @@ def test_reference_returns_of_avoid_are_standing_still_and_the_fastest_way_of_th
     env._target = env._actual = env._previous = np.array([[0.525, -0.28], [0.525, -0.28]])
     returns = np.zeros(2)
     for t in range(150):
-        # Right of every cylinder: sideways as the target, and always up at full speed.
-        goal = 0.565 if t < 20 else 0.64 if t < 34 else 0.72
+        # Right of the first cylinder, left of the next, right of the last: sideways as needed, up at full speed.
+        goal = 0.55 if t < 23 else 0.53 if t < 42 else 0.56
         sideways = np.clip(goal - env._target[1, 0], -0.01, 0.01)
         _, reward, _, truncated = env.step(np.array([[0.0, 0.0], [sideways, 0.01]]))
         returns += reward

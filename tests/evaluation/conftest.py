@@ -23,7 +23,7 @@ main_config, create_config = offline(
             ),
             learn=dict(train_epoch=3, iterations_per_epoch=10, behavior_policy_stop_training_iter=10),
             collect=dict(data_path=["one.hdf5", "folder/two.hdf5"], action_normalization="min_max"),
-            eval=dict(guidance_scale=[1.0, 0.0], diffusion_steps=2),
+            eval=dict(guidance_scale=[1.0, 0.0], diffusion_steps=2, evaluator=dict(eval_freq=30)),
         ),
     ),
 )

@@ -34,7 +34,6 @@ class Ding:
 
     def __init__(self, folder: Path, tiny: dict[str, Any]) -> None:
         self.folder, self.tiny = folder, tiny
-        rng = np.random.default_rng(0)
         one = Transitions(
             obs=np.array([[0.52, -0.28, 0.52, -0.28]], np.float32),
             action=np.array([[0.002, 0.009]], np.float32),
@@ -45,9 +44,9 @@ class Ding:
             source="one row",
         )
         write_d4rl_hdf5(folder / "data.hdf5", one)
-        del rng
 
-    def config(self, name: str, policy: str = "ebm_qgpo", **learn: Any) -> str:
+    def config(self, name: str, policy: str = "ebm_qgpo", eval_freq: int = 12, **learn: Any) -> str:
+        """Write a config file and return its name."""
         tiny = self.tiny["policy"]
         changed = dict(
             self.tiny,
@@ -57,7 +56,7 @@ class Ding:
                 learn={**tiny["learn"], "support_cache": "cache", **learn},
                 # One row has no range to normalize by.
                 collect=dict(data_path="data.hdf5", obs_normalization="none", action_normalization="none"),
-                eval=dict(tiny["eval"], evaluator=dict(eval_freq=12)),
+                eval=dict(tiny["eval"], evaluator=dict(eval_freq=eval_freq)),
             ),
         )
         (self.folder / f"{name}.py").write_text(CONFIG.format(policy=policy, main=changed))
@@ -140,10 +139,7 @@ def test_a_resumed_run_ends_with_the_parameters_of_the_run_that_was_not_interrup
 
 
 def test_the_free_slot_of_the_hosts_own_name_runs_ours(ding):
-    short = dict(train_epoch=2, behavior_policy_stop_training_iter=4, q_value_stop_training_iter=6)
-    name = ding.config("qgpo", policy="qgpo", **short)
-    text = (ding.folder / name).read_text().replace("'eval_freq': 12", "'eval_freq': 8")
-    (ding.folder / name).write_text(text)
+    name = ding.config("qgpo", policy="qgpo", eval_freq=8, train_epoch=2, q_value_stop_training_iter=6)
     process = ding("-m", "serial_offline", "-c", name, "-s", "0")
     assert process.returncode == 0, output(process)[-3000:]
     assert ding.checkpoint("qgpo", "iteration_8.pth.tar")["train_iter"] == 8

@@ -138,7 +138,9 @@ def test_actions_are_clipped_when_and_only_when_it_is_asked_for():
             return lambda x, i: (x - 3.0 * alpha[times[i]]) / sigma[times[i]]
 
     noise = random(6, 2)
-    end = {clip: sample_actions(Three(), plan, random(6, 5), noise, clip=clip) for clip in ("none", "final", "every_step")}
+    end = {
+        clip: sample_actions(Three(), plan, random(6, 5), noise, clip=clip) for clip in ("none", "final", "every_step")
+    }
     torch.testing.assert_close(end["none"], torch.full_like(noise, 3.0), rtol=0.0, atol=0.05)
     assert torch.equal(end["final"], torch.ones_like(noise))
     assert end["every_step"].abs().max() <= 1.0

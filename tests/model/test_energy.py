@@ -254,7 +254,7 @@ def test_the_bias_of_softmax_labels_falls_with_the_number_of_actions_and_with_th
 
 
 def test_the_bound_on_labels_costs_nothing_where_it_is_not_met_and_weakens_the_guidance_where_it_is():
-    # The heaviest point has a log-weight of 2.4 nats over the average at beta = 3.
+    # The heaviest point has a log-weight of 3.3 nats over the average at beta = 3.
     assert slope(trained("unnormalized", 3.0, 2, log_max=4.6), 3.0) == pytest.approx(1.0, abs=1e-6)
     assert 0.8 < slope(trained("unnormalized", 3.0, 2, log_max=2.0), 3.0) < 0.95
 

@@ -1,4 +1,4 @@
-"""The nineteen defects of DI-engine's own QGPO, one test each: that ours lacks it and, where it is cheap, that it is real.
+"""The nineteen defects of DI-engine's own QGPO, one test each: ours lacks it and, where that is cheap, theirs has it.
 
 Theirs is ding.policy.qgpo, ding.model.template.qgpo and ding.example.qgpo of DI-engine 0.5.3.
 """
