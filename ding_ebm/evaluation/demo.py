@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 TASK, DATA_SET = "avoid", "demonstrations"
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0)
 FIRST_SEED = 1000
-THREADS = 2  # networks this small are slower on more
+THREADS = 1  # networks this small gain nothing from more, and lose much where the cores are busy
 
 
 @dataclass(frozen=True)
