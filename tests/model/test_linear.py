@@ -27,14 +27,14 @@ def inputs(*shape: int, seed: int = 0) -> Tensor:
 
 
 LAYOUTS = {
-    "rows": lambda: (inputs(40, 12), inputs(7, 12, seed=1)),
-    "many actions a state": lambda: (inputs(5, 8, 12), inputs(7, 12, seed=1)),
-    "transposed weight": lambda: (inputs(40, 12), inputs(12, 7, seed=1).t()),
-    "columns of a weight": lambda: (inputs(40, 12), inputs(7, 30, seed=1)[:, 3:15]),
-    "columns of an input": lambda: (inputs(40, 30)[:, 3:15], inputs(7, 12, seed=1)),
-    "one row": lambda: (inputs(1, 12), inputs(7, 12, seed=1)),
+    "rows": lambda: (inputs(40, 12), inputs(9, 12, seed=1)),
+    "many actions a state": lambda: (inputs(5, 8, 12), inputs(9, 12, seed=1)),
+    "transposed weight": lambda: (inputs(40, 12), inputs(12, 9, seed=1).t()),
+    "columns of a weight": lambda: (inputs(40, 12), inputs(9, 30, seed=1)[:, 3:15]),
+    "columns of an input": lambda: (inputs(40, 30)[:, 3:15], inputs(9, 12, seed=1)),
+    "one row": lambda: (inputs(1, 12), inputs(9, 12, seed=1)),
     "one output": lambda: (inputs(40, 12), inputs(1, 12, seed=1)),
-    "one column": lambda: (inputs(40, 1), inputs(7, 1, seed=1)),
+    "one column": lambda: (inputs(40, 1), inputs(9, 1, seed=1)),
 }
 
 
@@ -56,17 +56,18 @@ def test_it_is_the_linear_map_and_has_its_gradients(layout, with_bias):
 
 
 def test_a_gradient_that_is_expanded_from_one_number_is_taken_right():
-    x, layer = inputs(40, 12), Linear(12, 7)
+    x, layer = inputs(40, 12), Linear(12, 9)
     layer(x).sum().backward()  # its gradient has strides of zero
-    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(7, 12), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(layer.bias.grad, torch.full((7,), 40.0))
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(9, 12), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.bias.grad, torch.full((9,), 40.0))
 
 
 def test_float32_rows_go_to_onednn_and_what_it_does_not_hold_does_not(products):
-    layer = Linear(12, 7)
+    layer = Linear(12, 9)
     layer(inputs(40, 12))
     assert len(products) == 1
     layer(inputs(2, 12))
+    Linear(12, 2)(inputs(40, 12))
     linear(inputs(40, 12).double(), layer.weight.double(), layer.bias.double())
     linear(inputs(40, 30)[:, :12], layer.weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -75,7 +76,7 @@ def test_float32_rows_go_to_onednn_and_what_it_does_not_hold_does_not(products):
 
 
 def test_a_frozen_layer_computes_no_gradient_of_its_weights(products):
-    layer = Linear(12, 7).requires_grad_(False)
+    layer = Linear(12, 9).requires_grad_(False)
     x = inputs(40, 12).requires_grad_()
     layer(x).sum().backward()
     assert len(products) == 2 and layer.weight.grad is None
@@ -84,11 +85,11 @@ def test_a_frozen_layer_computes_no_gradient_of_its_weights(products):
 
 def test_it_begins_as_torchs_own_layer_does():
     torch.manual_seed(0)
-    ours = Linear(12, 7).state_dict()
+    ours = Linear(12, 9).state_dict()
     torch.manual_seed(0)
-    theirs = nn.Linear(12, 7).state_dict()
+    theirs = nn.Linear(12, 9).state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_no_rows_give_no_rows():
-    assert Linear(12, 7)(torch.empty(0, 12)).shape == (0, 7)
+    assert Linear(12, 9)(torch.empty(0, 12)).shape == (0, 9)

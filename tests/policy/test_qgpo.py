@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from typing import Any
 
 import numpy as np
@@ -442,6 +443,7 @@ def test_other_arithmetic_changes_the_losses_little_and_keeps_everything_float32
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_losses_are_the_losses(make_policy, make_dataset, run):
     losses, support = [], torch.rand(52, 4, 2, generator=torch.Generator().manual_seed(0))
     for compiled in (False, True):
