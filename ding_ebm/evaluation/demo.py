@@ -43,7 +43,7 @@ class Size:
     points: int
 
 
-FULL, QUICK = Size(500, 200, 1000), Size(40, 6, 200)
+FULL, QUICK = Size(500, 200, 1500), Size(40, 6, 200)
 QUICK_CONFIG = '''"""The demo's config with so few iterations that it shows that all parts run, and learns nothing."""
 
 from dizoo_configs.avoid.avoid_qgpo_config import create_config, main_config
@@ -171,7 +171,10 @@ def _draw(
     episodes: dict[float, Episodes],
     points: int,
 ) -> None:
-    ways = [data_ways(data), policy_ways("behavior policy", episodes[0.0]), policy_ways("guided policy", episodes[1.0])]
+    ways = [data_ways(data)]
+    for scale, name in ((0.0, "behavior policy"), (1.0, "guided policy")):
+        r = results[scale]
+        ways.append(policy_ways(f"{name}\nreturn {r.mean:.2f} ({r.low:.2f} to {r.high:.2f})", episodes[scale]))
     plot_ways(folder / "trajectories.png", ways)
     plot_energy(folder / "energy.png", value_map(policy, data), [decision(policy, name, 1.0) for name in DECISIONS])
     intervals = {scale: Interval(r.mean, r.low, r.high) for scale, r in results.items()}

@@ -23,6 +23,7 @@ from ding_ebm.evaluation.distances import sliced_wasserstein, two_draw_floor
 from ding_ebm.evaluation.plots import Cloud, Decision, ValueMap, Ways
 from ding_ebm.evaluation.rollout import Episodes
 from ding_ebm.model.critics import aggregate
+from ding_ebm.model.energy import log_mean_exp
 from ding_ebm.policy.base import BasePolicy
 
 # States in front of each row of cylinders, where the demonstrations part.
@@ -31,6 +32,7 @@ ENERGY_TIMES = (0.05, 0.5)
 TOYS = ("8gaussians", "2spirals")
 BETAS = (0.0, 3.0, 10.0)
 _CELL = 0.01  # of the map, meters
+_DRAWS = 16  # actions a state of the map
 _FLOORS = 5  # pairs of draws of the truth
 
 
@@ -39,7 +41,8 @@ def data_ways(data: Transitions) -> Ways:
     ends = data.episode_ends
     starts = np.concatenate([[0], ends[:-1] + 1])
     paths = [np.concatenate([data.obs[a : b + 1, 2:], data.next_obs[b : b + 1, 2:]]) for a, b in zip(starts, ends)]
-    return Ways("demonstrations", paths, data.episode_returns())
+    returns = data.episode_returns()
+    return Ways(f"demonstrations\nreturn {returns.mean():.2f}", paths, returns)
 
 
 def policy_ways(name: str, episodes: Episodes) -> Ways:
@@ -49,15 +52,21 @@ def policy_ways(name: str, episodes: Episodes) -> Ways:
 
 @torch.no_grad()
 def value_map(policy: BasePolicy, data: Transitions) -> ValueMap:
-    """V(s) = log E_mu[exp(alpha Q)] / alpha, learnt with the guidance, where the demonstrations have been."""
+    """V(s) = log E_mu[exp(alpha Q)] / alpha over actions of the behavior policy, where the demonstrations have been."""
     low_y, high_y = float(data.obs[:, 3].min()), float(data.obs[:, 3].max())
     x_edges = np.arange(FIELD_X[0], FIELD_X[1] + _CELL / 2.0, _CELL)
     y_edges = np.arange(low_y, high_y + _CELL, _CELL)
     visits, _, _ = np.histogram2d(data.obs[:, 3], data.obs[:, 2], (y_edges, x_edges))
     x, y = 0.5 * (x_edges[1:] + x_edges[:-1]), 0.5 * (y_edges[1:] + y_edges[:-1])
     model, alpha = _parts(policy)
-    obs = _states(policy, np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
-    value = model.log_partition(obs, torch.full((len(obs),), alpha)) / alpha
+    position = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    obs = _states(policy, position)
+    policy.eval_mode.reset()
+    raw = np.tile(position, 2).astype(np.float32)
+    drawn = np.stack([policy.act(raw, guidance_scale=0.0) for _ in range(_DRAWS)], axis=1)
+    critic = policy.eval_mode.get_attribute("cfg").model.qgpo_critic
+    q = model.target_critic(obs, model.action_normalizer(torch.from_numpy(drawn)))
+    value = log_mean_exp(alpha * aggregate(q, critic.aggregation, critic.lcb_coefficient)) / alpha
     return ValueMap(x, y, np.where(visits > 0, value.view(len(y), len(x)).numpy(), np.nan))
 
 
@@ -91,20 +100,21 @@ def decision(policy: BasePolicy, name: str, scale: float, cells: int = 61, draws
 def exact_clouds(num_points: int) -> list[list[Cloud]]:
     """For each toy set and inverse temperature the tilted law beside samples guided by the finite-data oracle.
 
-    Both networks are replaced by what perfect ones would predict for a data set of 4 P points, so that what is left is
-    the solver and the data set's size; the distance between two draws of the truth is what perfection would get.
+    Both networks are replaced by what perfect ones would predict for a data set of 3 P points, so that what is left is
+    the solver and the data set's size. The title has the mean distance to fresh draws of the truth, and the floor: the
+    mean distance between two of them.
     """
     rows = []
     for name in TOYS:
         generator = torch.Generator().manual_seed(0)
-        oracle = EmpiricalGuidance(VPLinearSchedule(), *sample_toy(name, 4 * num_points, generator))
+        oracle = EmpiricalGuidance(VPLinearSchedule(), *sample_toy(name, 3 * num_points, generator))
         row = []
         for beta in BETAS:
             draws = sample_tilted_toy(name, beta, (1 + 2 * _FLOORS) * num_points, generator).split(num_points)
             target, samples = draws[0], _guided_samples(oracle, beta, num_points, generator)
+            distance = float(np.mean([sliced_wasserstein(samples, draw) for draw in draws]))
             rest = iter(draws[1:])
             floor = two_draw_floor(lambda n, rest=rest: next(rest), sliced_wasserstein, num_points, _FLOORS).mean()
-            distance = sliced_wasserstein(samples, target)
             title = f"guided, β = {beta:g}\nSWD {distance:.3f} (floor {float(floor):.3f})"
             row += [Cloud(f"target, β = {beta:g}\n{name}", target.numpy()), Cloud(title, samples.numpy())]
         rows.append(row)

@@ -90,7 +90,7 @@ class Cloud:
 
 def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None:
     """Trajectories side by side, colored by return; at most ``most`` of each panel, the first ones."""
-    figure = Figure(figsize=(3.6 * len(panels) + 0.9, 5.0), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(panels) + 0.9, 5.2), layout="constrained")
     returns = np.concatenate([panel.returns[:most] for panel in panels])
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels):
         _draw_table(axes)
@@ -100,7 +100,9 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
         axes.add_collection(lines)
         ends = np.array([steps[-1] for steps in panel.paths[:most]])
         failed = ends[:, 1] < FINISH_Y
-        axes.scatter(*ends[failed].T, s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4, label="ended here")
+        axes.scatter(
+            *ends[failed].T, s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4, label="ended short of the line"
+        )
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("x (m)")
     figure.axes[0].set_ylabel("y (m)")
@@ -116,6 +118,7 @@ def plot_energy(path: str | Path, values: ValueMap, decisions: Sequence[Decision
     figure = Figure(figsize=(5.6 + 2.7 * columns, 2.85 * len(decisions)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[5.6, 2.7 * columns])
     _draw_values(left, values, decisions)
+    right.suptitle("what actions are worth in three states (bright: preferred), and the actions drawn", fontsize=11)
     grid = right.subplots(len(decisions), columns, sharex=True, sharey=True, squeeze=False)
     for row, decision in zip(grid, decisions):
         titles = ["Q(s, a)", *(f"learnt energy at t = {t:g}" for t in decision.energies)]

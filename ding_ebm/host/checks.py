@@ -19,6 +19,7 @@ ENV_RULES = {
     "collector_env_num": integer(1),
     "evaluator_env_num": integer(1),
     "n_evaluator_episode": integer(1),
+    "replay_path": Rule(lambda v: v is None, "None: videos of an evaluation are not supported yet"),
     "stop_value": Rule(lambda v: isinstance(v, (int, float)) and v == v, "a number, or inf for a run of full length"),
 }
 TOP_LEVEL = dict(exp_name="", seed=0, env={}, policy={}, import_names=[])

@@ -12,6 +12,7 @@ from easydict import EasyDict
 from numpy.typing import NDArray
 
 from ding_ebm.envs.registry import get_task, make_env
+from ding_ebm.host.checks import check_env
 
 
 @ENV_REGISTRY.register("ebm_env")
@@ -41,6 +42,12 @@ class TaskEnv(BaseEnv):
     def default_config(cls) -> EasyDict:
         """A copy of the declared keys and their defaults."""
         return EasyDict(copy.deepcopy(cls.config), cfg_type=f"{cls.__name__}Dict")
+
+    @staticmethod
+    def create_evaluator_env_cfg(cfg: EasyDict) -> list[EasyDict]:
+        """One config for each environment of an evaluation, which is where every pipeline begins with them."""
+        check_env({"collector_env_num": 1, **cfg})  # the host has taken that key out before, where it collects
+        return BaseEnv.create_evaluator_env_cfg(cfg)
 
     def __init__(self, cfg: EasyDict) -> None:
         task = get_task(cfg.env_id)

@@ -110,26 +110,41 @@ def in_support_value(q: Tensor, inverse_temperature: float) -> Tensor:
 
 
 class LogPartition(nn.Module):
-    """log Z(obs, beta) of the energy-weighted behavior policy: the state-only offset of unnormalized labels.
+    """log Z(s, beta) for the labels of the guidance: beta times the value of another action of the state, corrected.
 
-    Any function of the state will do for exactness; this one keeps the labels near 1.
+    Labels exp(beta Q(s, a_j) - log Z) are exact for any log Z that is independent of the actions a_j given the state.
+    The value of an action that is not among them is that, and is off by an advantage only, however large values are;
+    a network learns the rest, which keeps the labels near 1.
 
     Args:
         obs_dim: Do.
+        action_dim: Da.
         hidden: Widths of the hidden layers.
         condition_on_temperature: Whether the inverse temperature is an input.
     """
 
     def __init__(
-        self, obs_dim: int, hidden: Sequence[int] = (256, 256), condition_on_temperature: bool = False
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        condition_on_temperature: bool = False,
     ) -> None:
         super().__init__()
         self.condition_on_temperature = condition_on_temperature
-        self.net = mlp([obs_dim + condition_on_temperature, *hidden, 1])
+        self.net = mlp([obs_dim + action_dim + condition_on_temperature, *hidden, 1])
 
-    def forward(self, obs: Tensor, inverse_temperature: Tensor) -> Tensor:
-        """log Z, (B,), for observations (B, Do) and inverse temperatures (B,)."""
+    def forward(self, obs: Tensor, action: Tensor, value: Tensor, inverse_temperature: Tensor) -> Tensor:
+        """log Z, (B,).
+
+        Args:
+            obs: (B, Do).
+            action: An action of the state that has no label, (B, Da).
+            value: Q of that action, (B,).
+            inverse_temperature: beta, (B,).
+        """
+        inputs = [obs, action]
         if self.condition_on_temperature:
-            obs = torch.cat([obs, torch.log1p(inverse_temperature).unsqueeze(-1).to(obs.dtype)], dim=-1)
-        value: Tensor = self.net(obs).squeeze(-1)
-        return value.to(obs.dtype) * inverse_temperature
+            inputs.append(torch.log1p(inverse_temperature).unsqueeze(-1).to(obs.dtype))
+        correction: Tensor = self.net(torch.cat(inputs, dim=-1)).squeeze(-1)
+        return inverse_temperature * (value + correction.to(value.dtype))

@@ -129,8 +129,8 @@ def cep_labels(
         q: Values of the support actions, (B, M).
         inverse_temperature: beta, a number or (B,).
         kind: ``softmax``: softmax_j(beta q_j), the paper's; its normalizer is drawn with the actions, which biases the
-            guidance towards zero at small M. ``unnormalized``: exp(beta q_j - log Z) / M with a log Z that depends on
-            the state alone: exact for every M > 1.
+            guidance towards zero at small M. ``unnormalized``: exp(beta q_j - log Z) / M with a log Z that is
+            independent of the actions given the state: exact for every M > 1.
         log_partition: log Z for ``unnormalized``, (B,).
         log_max: Bound on beta q_j - log Z, in nats: one action counts at most exp(log_max) times an average one.
 

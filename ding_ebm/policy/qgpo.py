@@ -62,7 +62,7 @@ class QGPOModel(nn.Module):
         self.critic = EnsembleQ(obs_dim, action_dim, qgpo_critic["critic_widths"], qgpo_critic["num_critics"])
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.guidance = GuidanceNet(obs_dim, action_dim, qgpo_critic["guidance_widths"], conditioned, time_scale)
-        self.log_partition = LogPartition(obs_dim, condition_on_temperature=conditioned)
+        self.log_partition = LogPartition(obs_dim, action_dim, condition_on_temperature=conditioned)
 
     @property
     def sampled_behavior(self) -> NoiseNet:
@@ -286,6 +286,9 @@ class QGPOPolicy(OfflinePolicy):
         self._critic_loss_fn = compiled(self._critic_loss)
         self._target_q_fn = compiled(self._target_q)
         self._guidance_loss_fn = compiled(self._guidance_loss)
+        self._support_folder = None if learn.support_cache is None else Path(learn.support_cache or default_cache_dir())
+        if self._support_folder is not None:  # an unusable folder ends the run now, not when the actions are drawn
+            self._support_folder.mkdir(parents=True, exist_ok=True)
         if learn.behavior_checkpoint:
             self._take_behavior(read_checkpoint(learn.behavior_checkpoint))
 
@@ -358,10 +361,10 @@ class QGPOPolicy(OfflinePolicy):
             self._step("critic", losses["critic_loss"])
             self._average("target_critic", "critic", self._cfg.learn.target_theta)
         if self._train_iter >= self._guidance_begins:
-            losses.update(self._update_guidance(data["obs"], data["index"]))
+            losses.update(self._update_guidance(data["obs"], data["action"], data["index"]))
         return losses
 
-    def _update_guidance(self, obs: Tensor, index: Tensor) -> dict[str, Tensor]:
+    def _update_guidance(self, obs: Tensor, action: Tensor, index: Tensor) -> dict[str, Tensor]:
         support = self._support[index]
         if not self._critic_is_frozen:
             q = self._target_q_fn(obs, support)
@@ -371,7 +374,8 @@ class QGPOPolicy(OfflinePolicy):
             q = self._support_q[index]
         t = random_times(support.shape[:1], self._schedule, self._generator)
         noise = standard_normal(support, self._generator)
-        loss, log_partition_loss = self._guidance_loss_fn(obs, support, q, self._alphas(t), t, noise)
+        alpha = self._alphas(t)
+        loss, log_partition_loss = self._guidance_loss_fn(obs, action, support, q, alpha, t, noise)
         self._step("guidance", loss + log_partition_loss)
         return {"guidance_loss": loss, "log_partition_loss": log_partition_loss}
 
@@ -390,9 +394,9 @@ class QGPOPolicy(OfflinePolicy):
         return F.mse_loss(predicted, target.expand_as(predicted)), predicted.mean()
 
     def _guidance_loss(
-        self, obs: Tensor, support: Tensor, q: Tensor, alpha: Tensor, t: Tensor, noise: Tensor
+        self, obs: Tensor, action: Tensor, support: Tensor, q: Tensor, alpha: Tensor, t: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Loss of the guidance, and of the state-only normalizer of its labels."""
+        """Loss of the guidance, and of the normalizer of its labels, which the data's own action centers."""
         x_t = self._schedule.diffuse(support, t.unsqueeze(1), noise)
         with autocast(self._cfg.learn.precision, self._device):
             f = self._model.guidance(x_t, t, obs, alpha)
@@ -401,7 +405,7 @@ class QGPOPolicy(OfflinePolicy):
                 return mse_guidance_loss(f, q, alpha), torch.zeros_like(alpha[0])
             if kind == "softmax":
                 return cep_loss(f, cep_labels(q, alpha, kind)), torch.zeros_like(alpha[0])
-            log_z = self._model.log_partition(obs, alpha)
+            log_z = self._model.log_partition(obs, action, self._target_q(obs, action), alpha)
         labels = cep_labels(q, alpha, kind, log_z, self._cfg.learn.label_log_max)
         return cep_loss(f, labels), F.mse_loss(log_z, log_mean_exp(alpha.unsqueeze(-1) * q))
 
@@ -448,8 +452,9 @@ class QGPOPolicy(OfflinePolicy):
         dtype = str(autocast_dtype(learn.precision, self._device))
         settings = dict(sampler, M=learn.M, nfe=learn.diffusion_steps, dtype=dtype, device=str(self._device))
         key = checksum({**behavior.state_dict(), "states": states}, settings)
-        folder = None if learn.support_cache is None else Path(learn.support_cache or default_cache_dir())
-        return support_actions(sample, states, learn.M, self._cfg.model.action_dim, key=key, cache_dir=folder)
+        return support_actions(
+            sample, states, learn.M, self._cfg.model.action_dim, key=key, cache_dir=self._support_folder
+        )
 
     def _tabulate_q(self) -> Tensor:
         """The frozen target's values of all support actions, (Ns, M)."""

@@ -197,13 +197,11 @@ def test_an_environments_config_can_be_checked_alone(make_cfg):
         check_env(changed(cfg.env, "manager.max_rety", 3))
 
 
-@pytest.mark.xfail(reason="ding -m eval builds no data set, so nothing checks its environment", strict=True)
 def test_a_mistyped_key_of_the_environment_is_refused_in_evaluation_too(make_cfg):
     with pytest.raises(ConfigError, match="n_evaluator_episode"):
         get_vec_env_setting(make_cfg(dict(env=dict(n_evaluator_episodes=50))).env, collect=False)
 
 
-@pytest.mark.xfail(reason="the host ends with NotImplementedError without a word", strict=True)
 def test_videos_are_refused_in_words_while_they_are_not_supported(make_cfg):
     assert "replay_path" in refused(make_cfg(dict(env=dict(replay_path="videos"))))
 

@@ -137,9 +137,12 @@ def test_one_support_action_gives_its_own_value():
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_log_partition_is_zero_without_temperature_and_proportional_to_it_unless_conditioned(conditioned, generator):
     torch.manual_seed(0)
-    net = LogPartition(5, (16,), conditioned)
-    obs = torch.randn(4, 5, generator=generator)
-    assert not net(obs, torch.zeros(4)).any()
-    one, three = net(obs, torch.ones(4)), net(obs, torch.full((4,), 3.0))
+    net = LogPartition(5, 2, (16,), conditioned)
+    obs, action = torch.randn(4, 5, generator=generator), torch.randn(4, 2, generator=generator)
+    value = torch.randn(4, generator=generator)
+    assert not net(obs, action, value, torch.zeros(4)).any()
+    one, three = net(obs, action, value, torch.ones(4)), net(obs, action, value, torch.full((4,), 3.0))
     assert one.shape == (4,)
     assert torch.allclose(three, 3.0 * one) is not conditioned
+    shifted = net(obs, action, value + 100.0, torch.ones(4))  # the size of values costs the network nothing
+    torch.testing.assert_close(shifted, one + 100.0)

@@ -103,7 +103,10 @@ def test_07_a_batch_of_one_row_and_one_support_action_are_computed(num_actions, 
     q = policy._target_q(obs, action)
     assert loss.isfinite() and q.shape == (1, num_actions)
     t = torch.full((1,), 0.5)
-    assert all(part.isfinite() for part in policy._guidance_loss(obs, action, q, 3.0 * t, t, torch.ones_like(action)))
+    assert all(
+        part.isfinite()
+        for part in policy._guidance_loss(obs, action[:, 0], action, q, 3.0 * t, t, torch.ones_like(action))
+    )
 
 
 def test_08_the_checkpoint_holds_all_optimizers_and_the_stage(ours):

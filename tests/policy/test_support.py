@@ -175,7 +175,6 @@ def test_the_policy_keeps_its_support_actions_where_it_is_told(tmp_path, make_po
     assert support[0].shape == (len(dataset.states), 4, 2) and support[0].abs().max() <= 1.0
 
 
-@pytest.mark.xfail(reason="found out when all are drawn, hours into a run, which then ends", strict=True)
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_trained(tmp_path, make_policy):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises((OSError, ValueError), match="file"):
