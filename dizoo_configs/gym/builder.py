@@ -24,11 +24,11 @@ PAPER = dict(
 )  # fmt: skip
 
 # Less data, time and noise than the paper's: quicker time features, a moving average of the behavior model, faster
-# propagation of values, a greedier policy (at guidance_scale 1, which is exact), and the guidance after the critic.
+# propagation of values, greedier targets, and the guidance after the critic.
 SMALL = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
     policy=dict(
-        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=20.0, q_alpha=20.0)),
+        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=3.0, q_alpha=20.0)),
         learn=dict(
             train_epoch=60,
             iterations_per_epoch=1000,
