@@ -120,7 +120,8 @@ def _train(config: Path, folder: Path, say: Say) -> Path:
     """Train in ``folder`` by the host's command; returns the last checkpoint."""
     command = [str(Path(sys.executable).with_name("ding")), "-m", "serial_offline", "-c", str(config), "-s", "0"]
     log = folder / "train.log"
-    say(f"[2/4] training, the rest of its output is in {log}\n{DATA_FOLDER_VARIABLE}={folder} {shlex.join(command)}")
+    typed = shlex.join([Path(command[0]).name, *command[1:-3], _shown(config), *command[-2:]])
+    say(f"[2/4] training, with the output in {_shown(log)}\n{DATA_FOLDER_VARIABLE}={_shown(folder)} {typed}")
     environment = dict(os.environ, DING_EBM_CACHE=str(folder / "cache"), PYTHONWARNINGS="ignore", TERM="dumb")
     environment[DATA_FOLDER_VARIABLE] = str(folder)
     environment.setdefault("OMP_NUM_THREADS", str(THREADS))
@@ -132,6 +133,11 @@ def _train(config: Path, folder: Path, say: Say) -> Path:
         shutil.rmtree(run)
     run_logged(command, folder=folder, environment=environment, log=log)
     return max((run / "ckpt").glob("iteration_*.pth.tar"), key=lambda path: int(path.name.split("_")[1].split(".")[0]))
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return os.path.relpath(path)
 
 
 def _evaluate(
@@ -158,7 +164,7 @@ def _evaluate(
             guidance_scale=scale,
             seed=0,
             train_iter=policy.eval_mode.get_attribute("train_iter"),
-            command=f"ding-ebm eval -c {config} --load-path {checkpoint} {options}",
+            command=f"ding-ebm eval -c {_shown(config)} --load-path {_shown(checkpoint)} {options}",
         )
     return results, episodes
 
@@ -189,20 +195,20 @@ def _summary(folder: Path, results: dict[float, Result], data: Transitions, beat
     verdict = "beats" if beaten else "does NOT beat"
     pictures = {
         "trajectories.png": "demonstrations, behavior policy and guided policy on the table",
-        "energy.png": "the learnt value over the table; Q and the learnt energy where ways part",
+        "energy.png": "the learned value over the table; Q and the learned energy where ways part",
         "scales.png": "return against guidance scale",
         "exactness.png": "exact guidance of two-dimensional sets beside the truth",
         "results.csv": "the table above, with the command of each row",
     }
     return "\n".join(
         [
-            *(f"      {folder / name}: {what}" for name, what in pictures.items()),
+            *(f"      {_shown(folder / name)}: {what}" for name, what in pictures.items()),
             "",
             f"The guided policy (scale 1, fixed beforehand) {verdict} the behavior policy by more than both intervals:",
             f"{guided.mean:.2f} ({guided.low:.2f} to {guided.high:.2f}) against "
             f"{behavior.mean:.2f} ({behavior.low:.2f} to {behavior.high:.2f}); the demonstrations have "
             f"{data.episode_returns().mean():.2f} on average. {seconds / 60.0:.1f} minutes in all.",
             "",
-            "Next: `ding-ebm tasks` lists the other tasks; docs/algorithms/qgpo.md explains what was learnt.",
+            "Next: `ding-ebm tasks` lists the other tasks; docs/algorithms/qgpo.md explains what was learned.",
         ]
     )

@@ -1,4 +1,4 @@
-"""What the demo's pictures show, computed: ways, learnt values and energies, and exact guidance in the plane.
+"""What the demo's pictures show, computed: ways, learned values and energies, and exact guidance in the plane.
 
 Letters: n episodes, P points, W cells of a grid, Do and Da dimensions.
 """
@@ -72,7 +72,7 @@ def value_map(policy: BasePolicy, data: Transitions) -> ValueMap:
 
 @torch.no_grad()
 def decision(policy: BasePolicy, name: str, scale: float, cells: int = 61, draws: int = 150) -> Decision:
-    """Q and the learnt energy over the actions in a state, and actions drawn there.
+    """Q and the learned energy over the actions in a state, and actions drawn there.
 
     Args:
         policy: A trained policy.

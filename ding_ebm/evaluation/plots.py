@@ -1,4 +1,4 @@
-"""Pictures: ways over the avoid table, learnt values and energies, return against guidance scale, samples in the plane.
+"""Pictures: ways over the avoid table, learned values and energies, return by guidance scale, points in the plane.
 
 Drawn without a display and without pyplot's global state. Colors are of the maps and the palette that color-blind
 readers can tell apart (viridis, cividis, Okabe and Ito).
@@ -51,7 +51,7 @@ class Decision:
         position: Of the point, (2,).
         axis: Displacements in meters at which the grids are taken, (W,), in x and in y.
         value: Q(s, a), (W, W), y first.
-        energies: Time to learnt energy over alpha, (W, W).
+        energies: Time to learned energy over alpha, (W, W).
         behavior: Actions of the behavior policy, (P, 2).
         guided: Actions of the guided policy, (P, 2).
     """
@@ -100,9 +100,7 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
         axes.add_collection(lines)
         ends = np.array([steps[-1] for steps in panel.paths[:most]])
         failed = ends[:, 1] < FINISH_Y
-        axes.scatter(
-            *ends[failed].T, s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4, label="ended short of the line"
-        )
+        axes.scatter(*ends[failed].T, s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4, label="did not arrive")
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("x (m)")
     figure.axes[0].set_ylabel("y (m)")
@@ -113,7 +111,7 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
 
 
 def plot_energy(path: str | Path, values: ValueMap, decisions: Sequence[Decision]) -> None:
-    """The value over the table, and at a few states Q beside the learnt energy, with the actions that are drawn."""
+    """The value over the table, and at a few states Q beside the learned energy, with the actions that are drawn."""
     columns = 1 + len(decisions[0].energies)
     figure = Figure(figsize=(5.6 + 2.7 * columns, 2.85 * len(decisions)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[5.6, 2.7 * columns])
@@ -121,7 +119,7 @@ def plot_energy(path: str | Path, values: ValueMap, decisions: Sequence[Decision
     right.suptitle("what actions are worth in three states (bright: preferred), and the actions drawn", fontsize=11)
     grid = right.subplots(len(decisions), columns, sharex=True, sharey=True, squeeze=False)
     for row, decision in zip(grid, decisions):
-        titles = ["Q(s, a)", *(f"learnt energy at t = {t:g}" for t in decision.energies)]
+        titles = ["Q(s, a)", *(f"learned energy at t = {t:g}" for t in decision.energies)]
         fields = [decision.value, *(-energy for energy in decision.energies.values())]
         for axes, title, field in zip(row, titles, fields):
             _draw_field(axes, decision, field)
@@ -139,7 +137,7 @@ def plot_scales(
     path: str | Path, results: Mapping[float, Interval], references: Mapping[str, float], fixed_scale: float
 ) -> None:
     """Mean return against guidance scale with 95 % intervals, beside horizontal reference lines."""
-    figure = Figure(figsize=(6.2, 3.9), layout="constrained")
+    figure = Figure(figsize=(6.2, 4.3), layout="constrained")
     axes = figure.subplots()
     scales = sorted(results)
     means = np.array([results[s].estimate for s in scales])
@@ -150,7 +148,7 @@ def plot_scales(
         axes.axhline(value, color=GRAY, linestyle=style, label=name)
     axes.set_xlabel("guidance scale (0: behavior policy)")
     axes.set_ylabel("return")
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=_DPI)
 
@@ -174,7 +172,7 @@ def _draw_table(axes: Axes) -> None:
         axes.add_patch(Circle((x, y), radius, color="#8c8c8c", zorder=2))
     axes.axhline(FINISH_Y, color="black", linestyle="--", linewidth=1.0, zorder=2)
     axes.plot(*START, marker="o", markersize=6, color="black", zorder=5)
-    axes.text(START[0], START[1] - 0.015, "start", ha="center", va="top", fontsize=8)
+    axes.text(START[0] + 0.018, START[1], "start", ha="left", va="center", fontsize=8)
     edges = (FIELD_X[0], *ROWS_X[-1], FIELD_X[1])
     for left, right, bonus in zip(edges, edges[1:], LANE_BONUS):
         axes.text(0.5 * (left + right), _TABLE_Y[1] - 0.018, f"+{bonus:g}", ha="center", va="center", fontsize=10)
@@ -191,7 +189,7 @@ def _draw_values(figure: Figure, values: ValueMap, decisions: Sequence[Decision]
         axes.plot(*decision.position, marker="o", markersize=13, color="white", markeredgecolor="black", zorder=6)
         axes.text(*decision.position, decision.name, ha="center", va="center", fontsize=9, zorder=7)
     axes.set(xlabel="x (m)", ylabel="y (m)")
-    axes.set_title("learnt value V(s) of the guided policy, where there are data", fontsize=10)
+    axes.set_title("learned value V(s) of the guided policy, where there are data", fontsize=10)
     figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.8, aspect=30, label="discounted return to come")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ding_ebm import __version__
 from ding_ebm.data.formats import Transitions
@@ -61,7 +62,7 @@ COLUMNS = tuple(field.name for field in fields(Result))
 _PARSERS = {"int": int, "float": float, "str": str}
 
 
-def make_result(returns: np.ndarray, **facts: Any) -> Result:
+def make_result(returns: NDArray[np.float64], **facts: Any) -> Result:
     """The row of a policy whose episodes returned ``returns``, (n,); ``facts`` are the columns not computed here."""
     interval = episode_interval(returns)
     return Result(
