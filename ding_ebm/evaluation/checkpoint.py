@@ -94,15 +94,8 @@ def evaluate_checkpoint(
     if scales is None:
         configured = config.policy.eval.guidance_scale
         scales = configured if isinstance(configured, (list, tuple)) else [configured]
-    paths = config.policy.collect.data_path
-    facts = dict(
-        task=config.env.env_id,
-        data="+".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths or [])),
-        policy=config.policy.type,
-        seed=_seed_of_run(checkpoint_path) if train_seed is None else train_seed,
-        train_iter=policy.eval_mode.get_attribute("train_iter"),
-        command=command,
-    )
+    seed = _seed_of_run(checkpoint_path) if train_seed is None else train_seed
+    facts = dict(run_facts(config, policy), seed=seed, command=command)
     env = make_batch_env(config.env.env_id, min(num_envs, episodes))
     seeds = range(first_seed, first_seed + episodes)
     results = []
@@ -113,6 +106,17 @@ def evaluate_checkpoint(
         )
         results.append(make_result(episodes_at.returns, guidance_scale=float(scale), **facts))
     return results
+
+
+def run_facts(config: EasyDict, policy: BasePolicy) -> dict[str, Any]:
+    """What a row of results says of a policy's run: task, data, policy and training iterations."""
+    paths = config.policy.collect.data_path
+    return dict(
+        task=config.env.env_id,
+        data="+".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths or [])),
+        policy=config.policy.type,
+        train_iter=policy.eval_mode.get_attribute("train_iter"),
+    )
 
 
 def _seed_of_run(checkpoint_path: str | Path) -> int:

@@ -17,7 +17,7 @@ import torch
 from ding_ebm.data.formats import DATA_FOLDER_VARIABLE, Transitions, write_d4rl_hdf5
 from ding_ebm.envs.avoid_demos import make_demonstrations
 from ding_ebm.envs.registry import get_task, make_batch_env
-from ding_ebm.evaluation.checkpoint import load_policy, read_run_config
+from ding_ebm.evaluation.checkpoint import load_policy, read_run_config, run_facts
 from ding_ebm.evaluation.demo_pictures import DECISIONS, data_ways, decision, exact_clouds, policy_ways, value_map
 from ding_ebm.evaluation.plots import plot_clouds, plot_energy, plot_scales, plot_ways
 from ding_ebm.evaluation.process import run_logged
@@ -97,6 +97,8 @@ def run_demo(folder: Path, *, quick: bool, say: Say) -> int:
     _draw(folder, policy, data, results, episodes, size.points)
     beaten = results[1.0].low > results[0.0].high
     say(_summary(folder, results, data, beaten, time.monotonic() - began))
+    if quick:
+        say("(--quick trains for a few iterations, which teach nothing.)")
     return 0 if beaten or quick else 1
 
 
@@ -158,12 +160,9 @@ def _evaluate(
         options = f"--guidance-scale {scale:g} --episodes {count} --seed {FIRST_SEED} --num-envs {count}"
         results[scale] = make_result(
             episodes[scale].returns,
-            task=TASK,
-            data=DATA_SET,
-            policy=policy.eval_mode.get_attribute("cfg").type,
+            **run_facts(read_run_config(config), policy),
             guidance_scale=scale,
             seed=0,
-            train_iter=policy.eval_mode.get_attribute("train_iter"),
             command=f"ding-ebm eval -c {_shown(config)} --load-path {_shown(checkpoint)} {options}",
         )
     return results, episodes
