@@ -116,7 +116,7 @@ class GuidanceNet(nn.Module, Guidance):
         value = self.last(F.silu(before[-1])).squeeze(-1)
         grad = torch.ops.aten.silu_backward(self.last.weight.expand_as(before[-1]), before[-1])
         for layer, hidden in zip(reversed(cast("list[Linear]", list(self.hidden))), reversed(before[:-1])):
-            grad = torch.ops.aten.silu_backward(linear(grad, layer.weight.t()), hidden)
+            grad = torch.ops.aten.silu_backward(layer.transposed(grad), hidden)
         return value * scale, (grad @ first) * scale
 
 

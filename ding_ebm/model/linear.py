@@ -3,6 +3,9 @@
 PyTorch multiplies float32 matrices on a CPU by MKL, which on processors not of Intel's make leaves half of their
 arithmetic unused; oneDNN, which PyTorch carries too, does not (AMD EPYC, 4096 x 512 x 512, one thread: 112 against 249
 GFLOP/s). Both are float32 throughout; they round differently.
+
+oneDNN lays a weight out anew for every product. With few rows that costs as much as the product, so a layer that is
+used again unchanged without gradients, as in sampling, keeps its weight in that layout.
 """
 
 from __future__ import annotations
@@ -12,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # Below this number of rows or outputs MKL is the faster one.
 _SMALL = 8
+# Above this number of rows a kept layout gains nothing.
+_FEW = 256
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -78,8 +84,67 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by :func:`linear`: the same parameters and initialization."""
+    """``nn.Linear`` by :func:`linear`: the same parameters, initialization and numbers.
+
+    A weight that is changed through ``.data`` behind PyTorch's back, and by no optimizer, is not seen to change while
+    its layout is kept; every other change is.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self._kept = _KeptLayouts()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n_in) to (..., n_out)."""
-        return linear(x, self.weight, self.bias)
+        return self._product(x, False)
+
+    def transposed(self, x: Tensor) -> Tensor:
+        """Map (..., n_out) to (..., n_in) by the transposed weight, without the bias."""
+        return self._product(x, True)
+
+    def _product(self, x: Tensor, transpose: bool) -> Tensor:
+        weight, bias = (self.weight.t(), None) if transpose else (self.weight, self.bias)
+        if (
+            not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+            and x.numel() <= _FEW * x.shape[-1]
+            and _is_faster_by_onednn(x, weight)
+        ):
+            return _product(x, self._kept.get(self.weight, transpose), bias)
+        return linear(x, weight, bias)
+
+
+class _KeptLayouts:
+    """A weight and its transpose in oneDNN's own layout, each from its second use on, until the weight changes."""
+
+    def __init__(self) -> None:
+        self._state: tuple[int, int, int] | None = None
+        self._layouts: dict[bool, Tensor] = {}
+
+    def get(self, weight: Tensor, transpose: bool) -> Tensor:
+        """The weight, or its transpose, as the product takes it."""
+        matrix = weight.t() if transpose else weight
+        state = (weight.data_ptr(), weight._version, _optimizer_steps)
+        if state != self._state:
+            self._state, self._layouts = state, {}
+            return matrix
+        if transpose not in self._layouts:
+            self._layouts[transpose] = torch.ops.mkldnn._reorder_linear_weight(matrix)
+        return self._layouts[transpose]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _KeptLayouts:
+        return _KeptLayouts()
+
+    def __reduce__(self) -> tuple[type[_KeptLayouts], tuple[()]]:
+        return _KeptLayouts, ()
+
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    """PyTorch's fused optimizers change weights without a trace in their version: count the steps of them all."""
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,3 +95,62 @@ def test_it_begins_as_torchs_own_layer_does():
 
 def test_no_rows_give_no_rows():
     assert Linear(12, 9)(torch.empty(0, 12)).shape == (0, 9)
+
+
+CHANGES = {
+    "a fused optimizer": lambda layer: step_of(torch.optim.Adam(layer.parameters(), lr=0.1, fused=True), layer),
+    "a plain optimizer": lambda layer: step_of(torch.optim.SGD(layer.parameters(), lr=0.1), layer),
+    "a moving average": lambda layer: torch._foreach_lerp_([layer.weight], [torch.zeros_like(layer.weight)], 0.1),
+    "a copy": lambda layer: layer.weight.copy_(layer.weight + 1),
+    "a checkpoint": lambda layer: layer.load_state_dict(Linear(16, 16).state_dict()),
+    "another tensor": lambda layer: setattr(layer.weight, "data", torch.ones(16, 16)),
+}
+
+
+def step_of(optimizer: torch.optim.Optimizer, layer: Linear) -> None:
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_kept_layout_is_given_up_when_the_weight_changes(products, change):
+    layer, x = Linear(16, 16), inputs(10, 16)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return layer(x), layer.transposed(x)
+
+    def right() -> tuple[Tensor, Tensor]:
+        return F.linear(x, layer.weight, layer.bias), x @ layer.weight
+
+    for _ in range(3):
+        torch.testing.assert_close(both(), right(), rtol=1e-5, atol=1e-5)
+    assert len(products) == 6 and set(layer._kept._layouts) == {False, True}
+    before = right()
+    CHANGES[change](layer)
+    assert not torch.allclose(right()[1], before[1])
+    for _ in range(3):
+        torch.testing.assert_close(both(), right(), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_layer_with_a_kept_layout_is_copied_and_saved_without_it(tmp_path):
+    layer, x = Linear(16, 16), inputs(10, 16)
+    for _ in range(3):
+        layer(x)
+    assert layer._kept._layouts
+    torch.save(layer, tmp_path / "layer.pt")
+    for other in (copy.deepcopy(layer), torch.load(tmp_path / "layer.pt", weights_only=False)):
+        assert not other._kept._layouts and torch.equal(other(x), layer(x))
+        other.weight.zero_()
+        assert torch.equal(other(x), layer.bias.expand(10, 16)) and not torch.equal(other(x), layer(x))
+
+
+def test_layouts_are_not_kept_where_gradients_are_taken(products):
+    layer, x = Linear(16, 16), inputs(10, 16)
+    for _ in range(3):
+        layer(x)
+        layer.transposed(x).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, 3 * x.sum(0)[:, None].expand(16, 16), rtol=1e-5, atol=1e-5)
+    assert not layer._kept._layouts
