@@ -73,7 +73,7 @@ def time_grid(schedule: VPLinearSchedule, num_steps: int, spacing: str) -> Tenso
 
 
 def make_plan(
-    schedule: VPLinearSchedule, nfe: int, *, method: str = "multistep", order: int = 2, spacing: str = "quadratic"
+    schedule: VPLinearSchedule, nfe: int, *, method: str = "singlestep", order: int = 3, spacing: str = "quadratic"
 ) -> SolverPlan:
     """Coefficients of a solver that spends exactly ``nfe`` evaluations.
 

@@ -111,10 +111,10 @@ class QGPOPolicy(OfflinePolicy):
             ),
         ),
         sampler=dict(
-            # (str) ODE solver: 'multistep' or 'singlestep' DPM-Solver++, or 'ddim'. The paper's call is 'singlestep'.
-            method="multistep",
+            # (str) ODE solver: 'singlestep' or 'multistep' DPM-Solver++, or 'ddim'. The paper's call is 'singlestep'.
+            method="singlestep",
             # (int) Order of the solver, 1 to 3; the paper's is 2.
-            order=2,
+            order=3,
             # (str) Grid of times: 'quadratic', 'log_snr' or 'time' (the paper's).
             spacing="quadratic",
             # (str) Clip of actions to the data's range: 'none' (the paper's), 'final' or 'every_step'.

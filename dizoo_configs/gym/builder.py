@@ -14,7 +14,7 @@ PAPER = dict(
             iterations_per_epoch=250,
             precision="auto",
             compile=True,
-            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=50000)),
+            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=100000)),
         ),
         eval=dict(
             guidance_scale=[3.0, 0.0, 1.0, 2.0, 5.0, 8.0, 10.0],
@@ -24,13 +24,13 @@ PAPER = dict(
 )  # fmt: skip
 
 # Less data, time and noise than the paper's: quicker time features, a moving average of the behavior model, faster
-# propagation of values, greedier targets, and the guidance after the critic.
+# propagation of values, a greedier policy, and the guidance after the critic.
 SMALL = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
     policy=dict(
-        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=3.0, q_alpha=20.0)),
+        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=10.0)),
         learn=dict(
-            train_epoch=60,
+            train_epoch=70,
             iterations_per_epoch=1000,
             batch_size=512,
             learning_rate=3e-4,
@@ -39,16 +39,16 @@ SMALL = dict(
             M=8,
             diffusion_steps=8,
             behavior_policy_stop_training_iter=15000,
-            energy_guided_policy_begin_training_iter=50000,
-            q_value_stop_training_iter=50000,
+            energy_guided_policy_begin_training_iter=60000,
+            q_value_stop_training_iter=60000,
             precision="auto",
-            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=5000)),
+            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=10000)),
         ),
         collect=dict(obs_normalization="mean_std"),
         eval=dict(
             guidance_scale=[1.0, 0.0, 0.5, 2.0, 3.0],
             diffusion_steps=8,
-            evaluator=dict(eval_freq=30000),
+            evaluator=dict(eval_freq=35000),
         ),
     ),
 )  # fmt: skip

@@ -147,7 +147,7 @@ def test_the_policys_key_depends_on_all_that_its_actions_depend_on_and_on_nothin
         key_of(dict(learn=dict(M=5))),
         key_of(dict(learn=dict(diffusion_steps=5))),
         key_of(dict(sampler=dict(order=1))),
-        key_of(dict(sampler=dict(method="singlestep"))),
+        key_of(dict(sampler=dict(method="multistep"))),
         key_of(dict(sampler=dict(spacing="time"))),
         key_of(dict(sampler=dict(clip="final"))),
         key_of(dict(learn=dict(precision="bfloat16"))),
