@@ -135,7 +135,7 @@ class OfflineDataset:
             states=self.states,
             next_state=self.next_state,
             num_rows=self._num_rows,
-            fingerprint=_fingerprint(self.states, self.next_state, self.action),
+            fingerprint=_fingerprint(self.states, self.next_state, self.action, self.reward, self.done),
         )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,6 +47,14 @@ def autocast(precision: str, device: str) -> torch.autocast:
     """Context in which matrix products run in ``precision``, parameters and sums stay float32."""
     dtype = autocast_dtype(precision, device)
     return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+def compiles(wanted: bool | str, precision: str, device: str) -> bool:
+    """Whether to compile a loss: ``auto`` where that pays, as it does for all but float32 on a CPU."""
+    if wanted == "auto":
+        has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
+        return device.startswith("cuda") or (has_compiler and autocast_dtype(precision, device) is torch.bfloat16)
+    return bool(wanted)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from ding_ebm.model.critics import AGGREGATIONS, EnsembleQ, LogPartition, aggreg
 from ding_ebm.model.diffusion import denoising_loss, random_times, sample_actions, standard_normal
 from ding_ebm.model.energy import LABELS, GuidanceNet, cep_labels, cep_loss, log_mean_exp, mse_guidance_loss
 from ding_ebm.model.networks import NoiseNet
-from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, autocast_dtype, read_checkpoint
+from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, autocast_dtype, compiles, read_checkpoint
 from ding_ebm.policy.support import checksum, default_cache_dir, support_actions
 
 WIDTHS = sequence(integer(1))
@@ -155,7 +155,8 @@ class QGPOPolicy(OfflinePolicy):
             support_cache="",
             # (str) Arithmetic of the networks: 'float32', 'bfloat16' (autocast) or 'auto' (bfloat16 where it is fast).
             precision="float32",
-            # (bool) Whether to compile the losses by torch.compile; needs a C++ compiler, pays off in long runs.
+            # (bool or 'auto') Whether to compile the losses by torch.compile, which pays off in long runs; 'auto': on
+            # CUDA, and on a CPU where the arithmetic is bfloat16 and there is a C++ compiler.
             compile=False,
         ),
         eval=dict(
@@ -205,7 +206,7 @@ class QGPOPolicy(OfflinePolicy):
         "learn.behavior_checkpoint": text(),
         "learn.support_cache": optional(text()),
         "learn.precision": choice(*PRECISIONS),
-        "learn.compile": flag(),
+        "learn.compile": either(flag(), choice("auto")),
         "eval.guidance_scale": either(number(0.0), sequence(number(0.0))),
         "eval.inverse_temperature": optional(number(0.0)),
         "eval.diffusion_steps": integer(1),
@@ -281,7 +282,9 @@ class QGPOPolicy(OfflinePolicy):
         self._support_q: Tensor | None = None
         self._losses_logged: list[str] = []
         self._behavior_normalizers: dict[str, Tensor] = {}
-        compiled = torch.compile if learn.compile else lambda function: function
+        compiled = (
+            torch.compile if compiles(learn.compile, learn.precision, self._device) else lambda function: function
+        )
         self._behavior_loss_fn = compiled(self._behavior_loss)
         self._critic_loss_fn = compiled(self._critic_loss)
         self._target_q_fn = compiled(self._target_q)
@@ -487,8 +490,8 @@ class QGPOPolicy(OfflinePolicy):
         if trained_on and here and trained_on != here:
             raise ValueError(
                 f"the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than this run's "
-                f"({here[:12]}): "
-                "resume on the same files, or take only its behavior model by learn.behavior_checkpoint"
+                f"({here[:12]}): resume on the same files with the same collect.reward_tuning, or take only its "
+                "behavior model by learn.behavior_checkpoint"
             )
         self._model.load_state_dict(state_dict["model"])
         for name, optimizer in self._optimizers.items():

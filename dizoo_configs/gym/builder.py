@@ -13,7 +13,7 @@ PAPER = dict(
             train_epoch=6400,
             iterations_per_epoch=250,
             precision="auto",
-            compile=True,
+            compile="auto",
             learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=100000)),
         ),
         eval=dict(

@@ -116,7 +116,7 @@ def test_a_key_at_the_wrong_level_is_refused(make_cfg):
         ("policy.learn.target_theta", 0.0, "policy.learn.target_theta must be a number > 0.0 and <= 1.0"),
         ("policy.learn.energy_labels", "hard", "one of ('softmax', 'unnormalized', 'mse'), got 'hard'"),
         ("policy.learn.precision", "float16", "policy.learn.precision must be one of"),
-        ("policy.learn.compile", "yes", "policy.learn.compile must be True or False, got 'yes'"),
+        ("policy.learn.compile", "yes", "policy.learn.compile must be True or False, or one of ('auto',), got 'yes'"),
         ("policy.learn.support_cache", 3, "policy.learn.support_cache must be None or a string"),
         ("policy.learn.q_value_stop_training_iter", -1, "policy.learn.q_value_stop_training_iter"),
         ("policy.learn.iterations_per_epoch", 0, "policy.learn.iterations_per_epoch must be an integer >= 1"),

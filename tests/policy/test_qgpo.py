@@ -18,6 +18,7 @@ from ding.utils import POLICY_REGISTRY
 from ding_ebm.config import ConfigError
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.model.critics import aggregate
+from ding_ebm.policy.base import compiles
 from ding_ebm.policy.qgpo import QGPOPolicy
 
 STAGES = pytest.mark.parametrize("done", [2, 4, 6, 8, 10], ids=lambda n: f"after {n} iterations")
@@ -440,6 +441,14 @@ def test_other_arithmetic_changes_the_losses_little_and_keeps_everything_float32
     for exact, rounded in zip(*losses):
         for name, value in exact.items():
             assert rounded[name] == pytest.approx(value, rel=0.1, abs=0.1), name
+
+
+def test_compile_auto_leaves_float32_on_a_cpu_and_a_machine_without_a_compiler_alone(monkeypatch):
+    assert compiles(True, "float32", "cpu") and not compiles(False, "bfloat16", "cuda")
+    for compiler, paid in (("g++", True), ("clang++", True), (None, False)):
+        monkeypatch.setattr(shutil, "which", lambda name, found=compiler: name if name == found else None)
+        assert compiles("auto", "bfloat16", "cpu") is paid
+        assert not compiles("auto", "float32", "cpu") and compiles("auto", "float32", "cuda:0")
 
 
 @pytest.mark.slow
