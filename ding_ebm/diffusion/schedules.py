@@ -84,3 +84,43 @@ class VPLinearSchedule:
         low, high = ends.tolist()
         assert math.isfinite(low) and math.isfinite(high)
         return low, high
+
+
+class CosineSchedule:
+    """The cosine schedule in K steps, k = 0 the clean sample and k = K almost pure noise.
+
+    q(x_k | x_0) = N(sqrt(alpha_bar_k) x_0, (1 - alpha_bar_k) I), where alpha_bar is the product of 1 - beta_k over the
+    steps and beta_k = min(1 - g(k) / g(k - 1), 0.999) with g(k) = cos^2(((k / K + s) / (1 + s)) pi / 2).
+
+    Args:
+        num_steps: K.
+        offset: s, which keeps the noise of the first step from vanishing.
+
+    Attributes:
+        beta: Variance that step k adds, (K + 1,), float64; entry 0 is 0.
+        alpha_bar: Share of the signal's variance left at k, (K + 1,), float64; entry 0 is 1.
+
+    Source:
+        Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 17.
+    """
+
+    def __init__(self, num_steps: int, offset: float = 0.008) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.num_steps = num_steps
+        fraction = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+        signal = torch.cos((fraction + offset) / (1.0 + offset) * (math.pi / 2.0)).square()
+        self.beta = torch.zeros(num_steps + 1, dtype=torch.float64)
+        self.beta[1:] = (1.0 - signal[1:] / signal[:-1]).clamp(0.0, 0.999)
+        self.alpha_bar = (1.0 - self.beta).cumprod(0)
+
+    def diffuse(self, x_0: Tensor, k: Tensor, noise: Tensor) -> Tensor:
+        """x_k, (B, ...).
+
+        Args:
+            x_0: Clean samples, (B, ...).
+            k: Steps, (B,), int64, from 0 to K.
+            noise: Standard normal, (B, ...).
+        """
+        alpha_bar = self.alpha_bar.to(device=x_0.device)[k].view(-1, *(1,) * (x_0.ndim - 1))
+        return alpha_bar.sqrt().to(x_0.dtype) * x_0 + (1.0 - alpha_bar).sqrt().to(x_0.dtype) * noise
