@@ -29,7 +29,60 @@ class DeviceBatch(dict[str, Tensor]):
         return self
 
 
-class OfflineDataset:
+class ResidentDataset:
+    """Rows on a device, drawn uniformly with replacement from an own generator, a batch by one indexing.
+
+    Args:
+        num_rows: Number of rows there are.
+        device: Where the tensors live and batches are made.
+        seed: Of the generator that draws rows.
+        length: What ``len()`` says, that is rows that one epoch of a ``DataLoader`` draws; ``num_rows`` if None.
+
+    Raises:
+        ValueError: If ``length`` is not positive.
+    """
+
+    def __init__(self, num_rows: int, device: str | torch.device, seed: int, length: int | None) -> None:
+        if length is not None and length < 1:
+            raise ValueError(f"length must be at least 1 row an epoch, got {length}")
+        self._num_rows = num_rows
+        self._length = num_rows if length is None else length
+        self._generator = torch.Generator(device=device).manual_seed(seed)
+
+    def gather(self, rows: Tensor) -> DeviceBatch:
+        """The batch of given rows, (B,), int64, on the device of the data set."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Row ``index`` of the data, for people; training takes whole batches."""
+        if not 0 <= index < self._num_rows:
+            raise IndexError(f"row must be in [0, {self._num_rows}), got {index}")
+        batch = self.gather(torch.tensor([index], device=self._generator.device))
+        return {name: values[0] for name, values in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> DeviceBatch:
+        """Draw ``len(indices)`` rows; their values come from the data set's own generator, not from ``indices``.
+
+        So a checkpoint can hold where the sampling stands, and no index travels between host and device.
+        """
+        if get_worker_info() is not None:
+            raise ValueError("DataLoader workers would all draw the same rows: num_workers must be 0")
+        rows = torch.randint(self._num_rows, (len(indices),), generator=self._generator, device=self._generator.device)
+        return self.gather(rows)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the sampling stands."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on drawing from where :meth:`state_dict` was taken."""
+        self._generator.set_state(state["generator"].cpu())
+
+
+class OfflineDataset(ResidentDataset):
     """Transitions on a device, read-only, drawn uniformly with replacement from an own generator.
 
     A state is stored once: row i's observation is state i, and row i's next observation is state i + 1 wherever the
@@ -68,10 +121,7 @@ class OfflineDataset:
         seed: int = 0,
         length: int | None = None,
     ) -> None:
-        if length is not None and length < 1:
-            raise ValueError(f"length must be at least 1 row an epoch, got {length}")
-        self._num_rows = len(transitions)
-        self._length = self._num_rows if length is None else length
+        super().__init__(len(transitions), device, seed, length)
         self.obs_normalizer = Normalizer.fit(transitions.obs, obs_normalization)
         self.action_normalizer = Normalizer.fit(transitions.action, action_normalization)
         states, next_state = _distinct_states(transitions)
@@ -80,27 +130,6 @@ class OfflineDataset:
         self.action = self.action_normalizer(torch.from_numpy(transitions.action)).to(device)
         self.reward = torch.from_numpy(tune_rewards(transitions, reward_tuning)).to(device)
         self.done = torch.from_numpy(transitions.terminated.astype(np.float32)).to(device)
-        self._generator = torch.Generator(device=device).manual_seed(seed)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Row ``index`` of the data, for people; training takes whole batches."""
-        if not 0 <= index < self._num_rows:
-            raise IndexError(f"row must be in [0, {self._num_rows}), got {index}")
-        batch = self.gather(torch.tensor([index], device=self.next_state.device))
-        return {name: values[0] for name, values in batch.items()}
-
-    def __getitems__(self, indices: Sequence[int]) -> DeviceBatch:
-        """Draw ``len(indices)`` rows; their values come from the data set's own generator, not from ``indices``.
-
-        So a checkpoint can hold where the sampling stands, and no index travels between host and device.
-        """
-        if get_worker_info() is not None:
-            raise ValueError("DataLoader workers would all draw the same rows: num_workers must be 0")
-        rows = torch.randint(self._num_rows, (len(indices),), generator=self._generator, device=self.next_state.device)
-        return self.gather(rows)
 
     def gather(self, rows: Tensor) -> DeviceBatch:
         """The batch of given rows.
@@ -135,16 +164,8 @@ class OfflineDataset:
             states=self.states,
             next_state=self.next_state,
             num_rows=self._num_rows,
-            fingerprint=_fingerprint(self.states, self.next_state, self.action, self.reward, self.done),
+            fingerprint=fingerprint(self.states, self.next_state, self.action, self.reward, self.done),
         )
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Where the sampling stands."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on drawing from where :meth:`state_dict` was taken."""
-        self._generator.set_state(state["generator"].cpu())
 
 
 def _distinct_states(transitions: Transitions) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -158,7 +179,7 @@ def _distinct_states(transitions: Transitions) -> tuple[NDArray[Any], NDArray[An
     return np.concatenate([transitions.obs, transitions.next_obs[extra]]), next_state
 
 
-def _fingerprint(*tensors: Tensor) -> str:
+def fingerprint(*tensors: Tensor) -> str:
     """SHA-256 of the tensors' bytes, the same on every device."""
     digest = hashlib.sha256()
     for tensor in tensors:
