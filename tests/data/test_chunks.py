@@ -26,8 +26,8 @@ def windows_by_hand(data: Transitions, horizon: int, history: int) -> list[tuple
 
 
 @pytest.mark.parametrize(("horizon", "history"), [(1, 1), (3, 1), (3, 2), (4, 5), (9, 3)])
-def test_windows_are_those_of_a_loop_over_episodes(horizon, history, make_transitions):
-    data = make_transitions(EPISODES)
+def test_windows_are_those_of_a_loop_over_episodes(horizon, history, transitions_of):
+    data = transitions_of(EPISODES)
     dataset = ChunkDataset(
         data, horizon_steps=horizon, cond_steps=history, obs_normalization="none", action_normalization="none"
     )
@@ -38,8 +38,8 @@ def test_windows_are_those_of_a_loop_over_episodes(horizon, history, make_transi
     np.testing.assert_array_equal(batch["action"], np.stack([action for _, action in expected]))
 
 
-def test_every_window_is_drawn_about_as_often_as_any_other(make_transitions):
-    data = make_transitions(EPISODES)
+def test_every_window_is_drawn_about_as_often_as_any_other(transitions_of):
+    data = transitions_of(EPISODES)
     dataset = ChunkDataset(data, horizon_steps=3, action_normalization="none", length=20000)
     assert len(dataset) == 20000
     drawn = dataset.__getitems__(range(len(dataset)))["action"].flatten(1)
@@ -50,16 +50,16 @@ def test_every_window_is_drawn_about_as_often_as_any_other(make_transitions):
     assert float(((counts - expected) ** 2 / expected).sum()) < 2.0 * len(windows)  # chi squared, far in the tail
 
 
-def test_a_restored_sampler_draws_what_the_saved_one_would_have(make_transitions):
-    data = make_transitions(EPISODES)
+def test_a_restored_sampler_draws_what_the_saved_one_would_have(transitions_of):
+    data = transitions_of(EPISODES)
     one, other = (ChunkDataset(data, horizon_steps=2, seed=seed) for seed in (0, 1))
     other.load_state_dict(one.state_dict())
     a, b = one.__getitems__(range(6)), other.__getitems__(range(6))
     assert torch.equal(a["obs"], b["obs"]) and torch.equal(a["action"], b["action"])
 
 
-def test_windows_are_normalized_by_the_statistics_that_travel_with_them(make_transitions):
-    data = make_transitions(EPISODES)
+def test_windows_are_normalized_by_the_statistics_that_travel_with_them(transitions_of):
+    data = transitions_of(EPISODES)
     dataset = ChunkDataset(data, horizon_steps=2)
     assert float(dataset.action.min()) == -1.0 and float(dataset.action.max()) == pytest.approx(1.0)
     restored = Normalizer(2)
@@ -68,8 +68,8 @@ def test_windows_are_normalized_by_the_statistics_that_travel_with_them(make_tra
     assert dataset.statistics["obs_dim"] == 3 and dataset.statistics["num_rows"] == len(dataset)
 
 
-def test_the_fingerprint_tells_windows_apart(make_transitions):
-    data = make_transitions(EPISODES)
+def test_the_fingerprint_tells_windows_apart(transitions_of):
+    data = transitions_of(EPISODES)
     prints = {
         ChunkDataset(data, horizon_steps=horizon, obs_normalization=mode).statistics["fingerprint"]
         for horizon in (2, 3)
@@ -78,8 +78,8 @@ def test_the_fingerprint_tells_windows_apart(make_transitions):
     assert len(prints) == 4
 
 
-def test_what_cannot_be_windowed_is_refused(make_transitions):
-    data = make_transitions(EPISODES)
+def test_what_cannot_be_windowed_is_refused(transitions_of):
+    data = transitions_of(EPISODES)
     with pytest.raises(ValueError, match="the longest episode has 9 steps, so no window of horizon_steps = 10 fits"):
         ChunkDataset(data, horizon_steps=10)
     for options in (dict(horizon_steps=0), dict(horizon_steps=2, cond_steps=0)):
