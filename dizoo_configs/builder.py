@@ -21,7 +21,7 @@ def merge(base: dict[str, Any], override: dict[str, Any] | None) -> EasyDict:
 
 
 def offline(algo: str, policy_type: str, task_name: str, data_set: str, main: dict[str, Any]) -> Configs:
-    """Main and create config of an offline run of one policy on one data set of a task.
+    """Main and create config of an offline run of one policy that learns from the rewards of a data set of a task.
 
     Args:
         algo: Last part of the experiment's name.
@@ -45,3 +45,29 @@ def offline(algo: str, policy_type: str, task_name: str, data_set: str, main: di
         policy=dict(type=policy_type, import_names=["ding_ebm.policy", "ding_ebm.host"]),
     )
     return merge(facts, main), EasyDict(create)
+
+
+def imitation(algo: str, policy_type: str, task_name: str, data_set: str, main: dict[str, Any]) -> Configs:
+    """Main and create config of a run that clones the action chunks of a data set of a task; arguments as above.
+
+    The chunk lengths of ``main``'s policy are the environment's too.
+    """
+    task = get_task(task_name)
+    facts = dict(
+        exp_name=f"{task_name}_{algo}_seed0",
+        env=dict(env_id=task_name, act_steps=4, cond_steps=1),
+        policy=dict(
+            model=dict(task=task_name, obs_dim=task.obs_dim, action_dim=task.action_dim),
+            collect=dict(data_path=list(task.data_files(data_set))),
+        ),
+    )
+    merged = merge(facts, main)
+    merged.env.update(
+        {key: merged.policy.model[key] for key in ("act_steps", "cond_steps") if key in merged.policy.model}
+    )
+    create = dict(
+        env=dict(type="ebm_chunk_env", import_names=["ding_ebm.host"]),
+        env_manager=dict(type="base"),
+        policy=dict(type=policy_type, import_names=["ding_ebm.policy", "ding_ebm.host"]),
+    )
+    return merged, EasyDict(create)

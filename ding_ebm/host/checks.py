@@ -19,6 +19,8 @@ ENV_RULES = {
     "collector_env_num": integer(1),
     "evaluator_env_num": integer(1),
     "n_evaluator_episode": integer(1),
+    "act_steps": integer(1),
+    "cond_steps": integer(1),
     "replay_path": Rule(lambda v: v is None, "None: videos of an evaluation are not supported yet"),
     "stop_value": Rule(lambda v: isinstance(v, (int, float)) and v == v, "a number, or inf for a run of full length"),
 }
@@ -43,6 +45,11 @@ def check_run(cfg: Mapping[str, Any]) -> None:
         f"policy.model.{key} is {model[key]}, but task {task.name!r} has {getattr(task, key)}"
         for key in ("obs_dim", "action_dim")
         if model[key] != getattr(task, key)
+    ]
+    problems += [
+        f"policy.model.{key} is {model[key]!r}, but env.{name} is {cfg['env'].get(name)!r}"
+        for key, name in (("task", "env_id"), ("act_steps", "act_steps"), ("cond_steps", "cond_steps"))
+        if key in model and model[key] != cfg["env"].get(name)
     ]
     if problems:
         raise ConfigError("the config cannot be used:\n  " + "\n  ".join(problems))
@@ -78,4 +85,5 @@ def check_env(cfg: Mapping[str, Any]) -> None:
     declared.update(type="", import_names=[])
     manager = get_env_manager_cls(EasyDict(type=cfg["manager"]["type"]))
     declared.manager = EasyDict(manager.default_config(), type="", import_names=[])
-    check_config(cfg, declared, ENV_RULES, path="env")
+    rules = {key: rule for key, rule in ENV_RULES.items() if key in declared}
+    check_config(cfg, declared, rules, path="env")

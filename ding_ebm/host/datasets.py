@@ -1,13 +1,16 @@
-"""The offline data set of DI-engine's ``serial_offline`` pipeline."""
+"""The offline data sets of DI-engine's ``serial_offline`` pipeline."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from ding.utils import DATASET_REGISTRY
 from easydict import EasyDict
 
 from ding_ebm.data.checks import check_transitions
+from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.datasets import OfflineDataset
-from ding_ebm.data.formats import concatenate, find_data_file, read_d4rl_hdf5
+from ding_ebm.data.formats import Transitions, concatenate, find_data_file, read_d4rl_hdf5
 from ding_ebm.envs.registry import get_task
 from ding_ebm.host.checks import check_run
 
@@ -28,21 +31,38 @@ class HostOfflineDataset(OfflineDataset):
     """
 
     def __init__(self, cfg: EasyDict) -> None:
-        check_run(cfg)
-        learn, collect = cfg.policy.learn, cfg.policy.collect
-        task = get_task(cfg.env.env_id)
-        if collect.data_path is None:
-            known = ", ".join(sorted({file for files in task.data_sets.values() for file in files}))
-            raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {known}")
-        names = [collect.data_path] if isinstance(collect.data_path, str) else list(collect.data_path)
-        transitions = concatenate([read_d4rl_hdf5(path) for path in [find_data_file(name) for name in names]])
-        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
-        super().__init__(
-            transitions,
-            reward_tuning=collect.reward_tuning,
-            obs_normalization=collect.obs_normalization,
-            action_normalization=collect.action_normalization,
-            device="cuda" if cfg.policy.cuda else "cpu",
-            seed=cfg.seed,
-            length=learn.iterations_per_epoch * learn.batch_size,
-        )
+        super().__init__(_read(cfg), reward_tuning=cfg.policy.collect.reward_tuning, **_options(cfg))
+
+
+@DATASET_REGISTRY.register("ebm_chunks")
+class HostChunkDataset(ChunkDataset):
+    """The same as action chunks of the lengths of the policy's model; arguments and errors are the same."""
+
+    def __init__(self, cfg: EasyDict) -> None:
+        transitions, model = _read(cfg), cfg.policy.model
+        super().__init__(transitions, horizon_steps=model.horizon_steps, cond_steps=model.cond_steps, **_options(cfg))
+
+
+def _read(cfg: EasyDict) -> Transitions:
+    """Check the whole config, then read its data files as one set."""
+    check_run(cfg)
+    collect, task = cfg.policy.collect, get_task(cfg.env.env_id)
+    if collect.data_path is None:
+        known = ", ".join(sorted({file for files in task.data_sets.values() for file in files}))
+        raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {known}")
+    names = [collect.data_path] if isinstance(collect.data_path, str) else list(collect.data_path)
+    transitions = concatenate([read_d4rl_hdf5(path) for path in [find_data_file(name) for name in names]])
+    check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
+    return transitions
+
+
+def _options(cfg: EasyDict) -> dict[str, Any]:
+    """What every data set takes from a config."""
+    learn, collect = cfg.policy.learn, cfg.policy.collect
+    return dict(
+        obs_normalization=collect.obs_normalization,
+        action_normalization=collect.action_normalization,
+        device="cuda" if cfg.policy.cuda else "cpu",
+        seed=cfg.seed,
+        length=learn.iterations_per_epoch * learn.batch_size,
+    )

@@ -1,8 +1,9 @@
-"""One environment of the task table as a DI-engine environment."""
+"""One environment of the task table as a DI-engine environment, by single actions or by action chunks."""
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -91,4 +92,50 @@ class TaskEnv(BaseEnv):
         self._env.close()
 
     def __repr__(self) -> str:
-        return f"TaskEnv({self._name})"
+        return f"{type(self).__name__}({self._name})"
+
+
+@ENV_REGISTRY.register("ebm_chunk_env")
+class ChunkTaskEnv(TaskEnv):
+    """A task for policies over action chunks: sees the latest To observations, executes Ta actions a decision.
+
+    A chunk stops where the episode ends. A decision's reward is the sum of its steps' rewards, ``info["steps"]`` their
+    number; an observation from before the episode's first is its first.
+    """
+
+    config = dict(
+        # (int) Ta, number of actions that are executed a decision; the policy's model has the same.
+        act_steps=1,
+        # (int) To, number of observations that are seen; the policy's model has the same.
+        cond_steps=1,
+    )
+
+    def __init__(self, cfg: EasyDict) -> None:
+        super().__init__(cfg)
+        self._act_steps: int = cfg.act_steps
+        self._seen: deque[NDArray[np.float32]] = deque(maxlen=cfg.cond_steps)
+
+    @classmethod
+    def default_config(cls) -> EasyDict:
+        """The keys of :class:`TaskEnv`, and those of chunks."""
+        return EasyDict(TaskEnv.default_config(), **copy.deepcopy(cls.config), cfg_type=f"{cls.__name__}Dict")
+
+    def reset(self) -> NDArray[np.float32]:
+        """Begin an episode and return its first observation, repeated, (To, Do)."""
+        self._seen.extend([super().reset()] * self._seen.maxlen)
+        return np.stack(self._seen)
+
+    def step(self, action: NDArray[Any]) -> BaseEnvTimestep:
+        """Execute a chunk, (Ta, Da), and return the observations (To, Do) after it."""
+        chunk = np.asarray(action, dtype=np.float32)
+        if chunk.ndim != 2 or len(chunk) != self._act_steps:
+            raise ValueError(f"{self._name}: a decision is of {self._act_steps} actions (Ta, Da), got {chunk.shape}")
+        reward, steps = np.float32(0.0), 0
+        for single in chunk:
+            timestep = super().step(single)
+            steps += 1
+            self._seen.append(timestep.obs)
+            reward += timestep.reward
+            if timestep.done:
+                break
+        return BaseEnvTimestep(np.stack(self._seen), reward, timestep.done, dict(timestep.info, steps=steps))

@@ -177,8 +177,6 @@ class OfflinePolicy(BasePolicy):
             data_type="ebm_offline",
             # (str or list of str) Data files in D4RL's HDF5 layout, read as one set; the task must say it.
             data_path=None,
-            # (str) Scaling of rewards: 'none', 'locomotion' (by the range of returns) or 'antmaze' (minus 1).
-            reward_tuning="none",
             # (str) Normalization of observations: 'none', 'mean_std' or 'min_max'.
             obs_normalization="none",
             # (str) Normalization of actions: 'none' where they lie in [-1, 1] already, or 'min_max'.
@@ -189,7 +187,6 @@ class OfflinePolicy(BasePolicy):
         **BasePolicy.rules,
         "on_policy": choice(False),
         "collect.data_path": optional(either(text(), sequence(text()))),
-        "collect.reward_tuning": choice("none", "locomotion", "antmaze"),
         "collect.obs_normalization": choice("none", "mean_std", "min_max"),
         "collect.action_normalization": choice("none", "min_max"),
     }

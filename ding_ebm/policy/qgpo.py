@@ -159,6 +159,10 @@ class QGPOPolicy(OfflinePolicy):
             # CUDA, and on a CPU where the arithmetic is bfloat16 and there is a C++ compiler.
             compile=False,
         ),
+        collect=dict(
+            # (str) Scaling of rewards: 'none', 'locomotion' (by the range of returns) or 'antmaze' (minus 1).
+            reward_tuning="none",
+        ),
         eval=dict(
             # (float or list of float) Factor of the energy's gradient. The host's evaluator uses the first of a list;
             # `ding-ebm eval` evaluates each of them.
@@ -207,6 +211,7 @@ class QGPOPolicy(OfflinePolicy):
         "learn.support_cache": optional(text()),
         "learn.precision": choice(*PRECISIONS),
         "learn.compile": either(flag(), choice("auto")),
+        "collect.reward_tuning": choice("none", "locomotion", "antmaze"),
         "eval.guidance_scale": either(number(0.0), sequence(number(0.0))),
         "eval.inverse_temperature": optional(number(0.0)),
         "eval.diffusion_steps": integer(1),
