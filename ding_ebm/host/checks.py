@@ -56,7 +56,7 @@ def check_run(cfg: Mapping[str, Any]) -> None:
 
 
 def _schedule(policy: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the lengths of an offline run and with its learner's hooks."""
+    """What is wrong with the lengths of a run and with its learner's hooks."""
     hooks, eval_freq = policy["learn"]["learner"]["hook"], policy["eval"]["evaluator"]["eval_freq"]
     known = {*BaseLearner.default_config().hook, "log_reduce_after_iter"}
     problems = [
@@ -65,12 +65,15 @@ def _schedule(policy: Mapping[str, Any]) -> list[str]:
         if key not in known and not isinstance(value, Mapping)
     ]
     every = {f"learn.learner.hook.{key}": hooks[key] for key in ("log_show_after_iter", "save_ckpt_after_iter")}
-    every.update({"learn.train_epoch": policy["learn"]["train_epoch"], "eval.evaluator.eval_freq": eval_freq})
+    every["eval.evaluator.eval_freq"] = eval_freq
+    offline = "train_epoch" in policy["learn"]
+    if offline:
+        every["learn.train_epoch"] = policy["learn"]["train_epoch"]
     rule = integer(1)
     problems += [
         f"policy.{key} must be {rule.text}, got {value!r}" for key, value in every.items() if not rule.holds(value)
     ]
-    if not problems:
+    if offline and not problems:
         total = policy["learn"]["train_epoch"] * policy["learn"]["iterations_per_epoch"]
         if eval_freq > total:
             problems.append(

@@ -83,20 +83,11 @@ class BasePolicy(Policy):
         multi_gpu=False,
         # (bool) Prioritized replay; no policy of this package uses it.
         priority=False,
-        learn=dict(
-            # (int) Number of epochs of an offline run; the task must say it.
-            train_epoch=None,
-            # (int) Training iterations in an epoch of an offline run, after which the host may evaluate.
-            iterations_per_epoch=1000,
-        ),
     )
     rules: ClassVar[dict[str, Rule]] = {
         "cuda": flag(),
         "multi_gpu": Rule(lambda v: v is False, "False: training on several GPUs is not supported yet"),
         "priority": Rule(lambda v: v is False, "False: prioritized replay is not supported"),
-        "learn.train_epoch": optional(integer(1)),
-        "learn.iterations_per_epoch": integer(1),
-        "collect.data_type": text(),
     }
 
     def __init__(self, cfg: EasyDict, model: nn.Module | None = None, enable_field: list[str] | None = None) -> None:
@@ -134,8 +125,7 @@ class BasePolicy(Policy):
         return torch.Generator(self._device).manual_seed(torch.initial_seed() % 2**63)
 
     def _get_total_iterations(self) -> int | None:
-        epochs = self._cfg.learn.train_epoch
-        return None if epochs is None else epochs * self._cfg.learn.iterations_per_epoch
+        return None
 
     def _get_train_iter(self) -> int:
         return self._train_iter
@@ -172,6 +162,12 @@ class OfflinePolicy(BasePolicy):
     config = dict(
         # (bool) It learns from a data set.
         on_policy=False,
+        learn=dict(
+            # (int) Number of epochs of the run; the task must say it.
+            train_epoch=None,
+            # (int) Training iterations in an epoch, after which the host may evaluate.
+            iterations_per_epoch=1000,
+        ),
         collect=dict(
             # (str) Registered data set.
             data_type="ebm_offline",
@@ -186,10 +182,17 @@ class OfflinePolicy(BasePolicy):
     rules: ClassVar[dict[str, Rule]] = {
         **BasePolicy.rules,
         "on_policy": choice(False),
+        "learn.train_epoch": optional(integer(1)),
+        "learn.iterations_per_epoch": integer(1),
+        "collect.data_type": text(),
         "collect.data_path": optional(either(text(), sequence(text()))),
         "collect.obs_normalization": choice("none", "mean_std", "min_max"),
         "collect.action_normalization": choice("none", "min_max"),
     }
+
+    def _get_total_iterations(self) -> int | None:
+        epochs = self._cfg.learn.train_epoch
+        return None if epochs is None else epochs * self._cfg.learn.iterations_per_epoch
 
     def _init_collect(self) -> None:
         self._collect_model = self._model
