@@ -1,5 +1,5 @@
 """What DI-engine's pipelines load from us beside policies; importing the package registers all of it."""
 
-from ding_ebm.host import datasets, env, hooks
+from ding_ebm.host import buffer, collector, datasets, env, hooks, vector_env
 
-__all__ = ["datasets", "env", "hooks"]
+__all__ = ["buffer", "collector", "datasets", "env", "hooks", "vector_env"]

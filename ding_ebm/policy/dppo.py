@@ -98,6 +98,8 @@ class DPPOPolicy(BasePolicy):
             min_logprob_denoising_std=0.1,
         ),
         learn=dict(
+            # (int) Updates of the host's serial pipeline a collection; all passes over it are one.
+            update_per_collect=1,
             # (int) Passes over the rows of a collection.
             epoch_per_collect=5,
             # (int) B, rows of a minibatch.
@@ -153,6 +155,7 @@ class DPPOPolicy(BasePolicy):
         "sampler.randn_clip_value": optional(number(0.0, above=True)),
         "sampler.min_sampling_denoising_std": number(0.0, above=True),
         "sampler.min_logprob_denoising_std": number(0.0, above=True),
+        "learn.update_per_collect": choice(1),
         "learn.epoch_per_collect": integer(1),
         "learn.batch_size": integer(1),
         "learn.learning_rate": number(0.0, above=True),
@@ -426,7 +429,10 @@ class DPPOPolicy(BasePolicy):
         action = self._model.action_normalizer.inverse(run.x[:, : model.act_steps])
         return dict(action=action, chain=run.chain, log_prob=log_prob)
 
-    def _forward_collect(self, data: dict[int, Tensor], **kwargs: Any) -> dict[int, dict[str, Tensor]]:
+    def _forward_collect(self, data: dict[int, Tensor] | NDArray[np.float32], **kwargs: Any) -> dict[Any, Any]:
+        """Decisions for all environments at once, or by environment number for the host's own collectors."""
+        if isinstance(data, np.ndarray):
+            return self.collect_chunks(data)
         obs = torch.stack([torch.as_tensor(row) for row in data.values()]).cpu().numpy()
         output = {key: value.cpu() for key, value in self.collect_chunks(obs).items()}
         return {env_id: {key: value[row] for key, value in output.items()} for row, env_id in enumerate(data)}
