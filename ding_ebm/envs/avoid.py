@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ding_ebm.envs.batch import Step, check_seeds, checked_action
+from ding_ebm.envs.batch import ChunkStep, Step, checked_action, checked_rows, step_chunk_by_steps
 
 TRACKINGS = ("ideal", "arx")
 
@@ -102,38 +102,51 @@ class AvoidBatch:
         self.action_low = np.full(2, -MAX_DISPLACEMENT, dtype=np.float32)
         self.action_high = -self.action_low
         self._tracking = tracking
+        self._target = self._actual = self._previous = np.zeros((num_envs, 2))
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._collided = np.zeros(num_envs, dtype=np.bool_)
+        self._terminated = self._truncated = self.success = self._collided
+        self.gates = np.full((num_envs, 3), -1)
         self.reset(range(num_envs))
 
-    def reset(self, seeds: Sequence[int]) -> NDArray[np.float32]:
+    @property
+    def running(self) -> NDArray[np.bool_]:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
-        check_seeds(seeds, self.num_envs)
+        return ~(self._terminated | self._truncated)
+
+    def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
+        index = checked_rows(seeds, self.num_envs, rows)
         spread = [np.random.default_rng(int(seed)).uniform(-START_SPREAD, START_SPREAD, 2) for seed in seeds]
-        self._target = self._actual = self._previous = np.add(START, spread)
-        self._steps = 0
-        self._terminated = np.zeros(self.num_envs, dtype=np.bool_)
-        self._truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        self.gates = np.full((self.num_envs, 3), -1)
-        self.success = np.zeros(self.num_envs, dtype=np.bool_)
+        start = np.add(START, np.reshape(spread, (-1, 2)))
+        begin = dict(_target=start, _actual=start, _previous=start, _steps=0, gates=-1)
+        flags = dict.fromkeys(("_collided", "_terminated", "_truncated", "success"), False)
+        for name, value in {**begin, **flags}.items():
+            array = getattr(self, name).copy()  # the old one may be held outside, or by another name
+            array[index] = value
+            setattr(self, name, array)
         return self._obs()
 
     def step(self, action: NDArray[Any]) -> Step:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
         action = checked_action(action, self.num_envs, self.action_dim)
-        running = ~(self._terminated | self._truncated)
-        before = self._actual[:, 1]
+        running = self.running
+        before = self._actual
         self._move(np.clip(action, -MAX_DISPLACEMENT, MAX_DISPLACEMENT), running[:, None])
         x, y = self._actual[:, 0], self._actual[:, 1]
-        # (x - c)^2 + (y - d)^2 < r^2 for each cylinder; one failed stays failed, for its position does not change.
+        # (x - c)^2 + (y - d)^2 < r^2 for each cylinder
         squared = np.square(x[:, None] - CYLINDERS[:, 0]) + np.square(y[:, None] - CYLINDERS[:, 1])
-        failed = (squared < _CONTACT).any(axis=1) | (x < FIELD_X[0]) | (x > FIELD_X[1])
-        self.success = (y > FINISH_Y) & ~failed
+        self._collided = self._collided | (squared < _CONTACT).any(axis=1)
         self._note_gates(x, y)
-        self._steps += 1
-        self._terminated = failed | self.success
+        self._steps = self._steps + running
+        # Where an episode has ended nothing has moved, so that the judgement stays as it was.
+        reward = self._judge(before, (x < FIELD_X[0]) | (x > FIELD_X[1]))
         self._truncated = ~self._terminated & (self._steps >= self.max_episode_steps)
-        bonus = np.where(self.success, _BONUS[np.searchsorted(_LANES, x)], 0.0)
-        reward = (np.minimum(y, FINISH_Y) - before) / (FINISH_Y - START[1]) - TIME_COST - FAILURE_COST * failed + bonus
         return self._obs(), np.where(running, reward, 0.0), self._terminated.copy(), self._truncated.copy()
+
+    def step_chunk(self, actions: NDArray[Any]) -> ChunkStep:
+        """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
+        return step_chunk_by_steps(self, actions)
 
     def way_through(self) -> NDArray[np.bool_]:
         """The nine mode bits of D3IL, (E, 9): one for each gate of the rows of 2, 3 and 4, set where it was passed."""
@@ -141,6 +154,16 @@ class AvoidBatch:
         env, row = np.nonzero(self.gates >= 0)
         bits[env, _FIRST_BIT[row] + self.gates[env, row]] = True
         return bits
+
+    def _judge(self, before: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Rewards of a step from the positions ``before``; notes who has arrived and whose episode the task ends."""
+        x, y = self._actual[:, 0], self._actual[:, 1]
+        failed = self._collided | outside
+        self.success = (y > FINISH_Y) & ~failed
+        self._terminated = failed | self.success
+        bonus = np.where(self.success, _BONUS[np.searchsorted(_LANES, x)], 0.0)
+        gain = (np.minimum(y, FINISH_Y) - before[:, 1]) / (FINISH_Y - START[1])
+        return gain - TIME_COST - FAILURE_COST * failed + bonus
 
     def _move(self, displacement: NDArray[Any], running: NDArray[np.bool_]) -> None:
         target = self._target + np.where(running, displacement, 0.0)
@@ -169,8 +192,10 @@ class AvoidEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         max_episode_steps: See :class:`AvoidBatch`.
     """
 
+    batch_type: type[AvoidBatch] = AvoidBatch
+
     def __init__(self, *, tracking: str = "ideal", max_episode_steps: int = 150) -> None:
-        self._batch = AvoidBatch(1, tracking=tracking, max_episode_steps=max_episode_steps)
+        self._batch = self.batch_type(1, tracking=tracking, max_episode_steps=max_episode_steps)
         self.max_episode_steps = max_episode_steps
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._batch.obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(self._batch.action_low, self._batch.action_high, dtype=np.float32)

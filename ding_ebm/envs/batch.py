@@ -1,11 +1,12 @@
 """Many environments stepped together: what evaluation and data collection ask of an environment.
 
-Letters: E environments, Do and Da dimensions of an observation and of an action.
+Letters: E environments, Ta actions of a chunk, Do and Da dimensions of an observation and of an action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium
@@ -13,6 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 Step = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """What came of a chunk of actions. An episode that ends inside it stops there: the rest is not executed.
+
+    Attributes:
+        obs: Observation after each action, (E, Ta, Do); once an episode has ended, its last one.
+        reward: Reward of each action, (E, Ta); 0 for what was not executed.
+        terminated: Whether the task has ended the episode, (E,).
+        truncated: Whether the time limit has, (E,).
+        length: Number of actions executed, (E,), int64; 0 where the episode had ended before.
+    """
+
+    obs: NDArray[np.float32]
+    reward: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    length: NDArray[np.int64]
 
 
 class BatchEnv(Protocol):
@@ -34,14 +54,19 @@ class BatchEnv(Protocol):
     action_high: NDArray[np.float32]
     max_episode_steps: int
 
-    def reset(self, seeds: Sequence[int]) -> NDArray[np.float32]:
-        """Begin an episode in every environment.
+    @property
+    def running(self) -> NDArray[np.bool_]:
+        """Which environments have not ended, (E,)."""
+
+    def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """Begin an episode in every environment, or in some; the others go on where they are.
 
         Args:
-            seeds: One an environment; the same seed begins, and under the same actions repeats, the same episode.
+            seeds: One for each of ``rows``; the same seed begins, and under the same actions repeats, the same episode.
+            rows: Which environments begin anew; None: all.
 
         Returns:
-            First observations, (E, Do).
+            Observations of all environments, (E, Do).
         """
 
     def step(self, action: NDArray[Any]) -> Step:
@@ -54,22 +79,64 @@ class BatchEnv(Protocol):
             Observations (E, Do), rewards (E,), terminated (E,) and truncated (E,).
         """
 
+    def step_chunk(self, actions: NDArray[Any]) -> ChunkStep:
+        """Act up to Ta times in every environment that has not ended, each until its episode ends.
 
-def check_seeds(seeds: Sequence[int], num_envs: int) -> None:
-    """Refuse a number of seeds that is not the number of environments."""
-    if len(seeds) != num_envs:
-        raise ValueError(f"reset takes one seed for each of the {num_envs} environments, got {len(seeds)}")
+        Args:
+            actions: In the environment's units, (E, Ta, Da) with Ta at least 1, finite.
+        """
+
+
+def checked_rows(seeds: Sequence[int], num_envs: int, rows: Sequence[int] | None) -> NDArray[np.int64]:
+    """The environments to reset, refused if one is unknown or named twice or has no seed of its own."""
+    if rows is None:
+        if len(seeds) != num_envs:
+            raise ValueError(f"reset takes one seed for each of the {num_envs} environments, got {len(seeds)}")
+        return np.arange(num_envs)
+    index = np.asarray(rows)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise ValueError(f"rows must be indices of environments, got {rows!r}")
+    if len(seeds) != len(index):
+        raise ValueError(f"reset takes one seed for each of the {len(index)} rows, got {len(seeds)}")
+    if len(np.unique(index)) != len(index) or (index < 0).any() or (index >= num_envs).any():
+        raise ValueError(f"rows must be different indices from 0 to {num_envs - 1}, got {index.tolist()}")
+    return index.astype(np.int64)
 
 
 def checked_action(action: NDArray[Any], num_envs: int, action_dim: int) -> NDArray[Any]:
-    """The actions as an array, refused if their shape is wrong or one is not finite."""
+    """The actions of a step as an array, refused if their shape is wrong or one is not finite."""
     action = np.asarray(action)
     if action.shape != (num_envs, action_dim):
         raise ValueError(f"actions must be of shape {(num_envs, action_dim)}, got {action.shape}")
-    if not np.isfinite(action).all():
-        rows = np.flatnonzero(~np.isfinite(action).all(axis=1))
-        raise ValueError(f"actions must be finite, got {action[rows[0]]} for environment {rows[0]}")
+    _check_finite(action)
     return action
+
+
+def checked_chunk(actions: NDArray[Any], num_envs: int, action_dim: int) -> NDArray[Any]:
+    """The actions of a chunk as an array, refused if their shape is wrong or one is not finite."""
+    actions = np.asarray(actions)
+    if actions.ndim != 3 or actions.shape[1] < 1 or actions.shape[::2] != (num_envs, action_dim):
+        raise ValueError(f"actions must be of shape ({num_envs}, Ta, {action_dim}), Ta >= 1, got {actions.shape}")
+    _check_finite(actions)
+    return actions
+
+
+def _check_finite(action: NDArray[Any]) -> None:
+    if not np.isfinite(action).all():
+        where = tuple(np.argwhere(~np.isfinite(action))[0][:-1])
+        raise ValueError(f"actions must be finite, got {action[where]} for environment {where[0]}")
+
+
+def step_chunk_by_steps(env: BatchEnv, actions: NDArray[Any]) -> ChunkStep:
+    """:meth:`BatchEnv.step_chunk` over ``env.step``; a chunk with a bad action is refused before the first step."""
+    actions = checked_chunk(actions, env.num_envs, env.action_dim)
+    length = np.zeros(env.num_envs, dtype=np.int64)
+    steps = []
+    for t in range(actions.shape[1]):
+        length += env.running
+        steps.append(env.step(actions[:, t]))
+    obs, reward = (np.stack(column, axis=1) for column in list(zip(*steps))[:2])
+    return ChunkStep(obs, reward, *steps[-1][2:], length)
 
 
 class GymBatch:
@@ -105,22 +172,31 @@ class GymBatch:
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
 
-    def reset(self, seeds: Sequence[int]) -> NDArray[np.float32]:
+    @property
+    def running(self) -> NDArray[np.bool_]:
         """See :class:`BatchEnv`."""
-        check_seeds(seeds, self.num_envs)
-        for i, (env, seed) in enumerate(zip(self._envs, seeds)):
-            self._obs[i], _ = env.reset(seed=int(seed))
-        self._terminated[:] = False
-        self._truncated[:] = False
+        return ~(self._terminated | self._truncated)
+
+    def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """See :class:`BatchEnv`."""
+        index = checked_rows(seeds, self.num_envs, rows)
+        for i, seed in zip(index, seeds):
+            self._obs[i], _ = self._envs[i].reset(seed=int(seed))
+        self._terminated[index] = False
+        self._truncated[index] = False
         return self._obs.copy()
 
     def step(self, action: NDArray[Any]) -> Step:
         """See :class:`BatchEnv`."""
         action = checked_action(action, self.num_envs, self.action_dim)
         reward = np.zeros(self.num_envs)
-        for i in np.flatnonzero(~(self._terminated | self._truncated)):
+        for i in np.flatnonzero(self.running):
             self._obs[i], reward[i], self._terminated[i], self._truncated[i], _ = self._envs[i].step(action[i])
         return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy()
+
+    def step_chunk(self, actions: NDArray[Any]) -> ChunkStep:
+        """See :class:`BatchEnv`."""
+        return step_chunk_by_steps(self, actions)
 
     def close(self) -> None:
         """Release the environments."""

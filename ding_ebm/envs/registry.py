@@ -9,14 +9,15 @@ import difflib
 import importlib.util
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import gymnasium
 from numpy.typing import NDArray
 
 from ding_ebm.envs.avoid import MAX_DISPLACEMENT, AvoidBatch, AvoidEnv
-from ding_ebm.envs.batch import BatchEnv, GymBatch
+from ding_ebm.envs.avoid_modes import MAX_EPISODE_STEPS, AvoidModesBatch, AvoidModesEnv
+from ding_ebm.envs.batch import BatchEnv
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Task:
     Attributes:
         name: Its name in configs and file names.
         extra: Extra of the package that its environment needs, ``core`` for none.
-        env_id: Gymnasium's name of the environment; for ``avoid`` the class here.
+        env_id: Gymnasium's name of the environment; ``avoid`` and ``avoid_modes`` are the classes here.
         obs_dim: Do.
         action_dim: Da.
         action_range: Lowest and highest action, the same in every dimension.
@@ -87,6 +88,19 @@ _AVOID = Task(
     data_sets={"demonstrations": ("avoid_demonstrations.hdf5",)},
 )
 
+
+def _avoid_modes(name: str) -> Task:
+    # 0: stand still; 100: from the middle of the start by the rewarded gate, as straight as the cylinders allow.
+    return replace(
+        _AVOID,
+        name=name,
+        env_id="avoid_modes",
+        max_episode_steps=MAX_EPISODE_STEPS,
+        reference_returns=(0.0, 78.0),
+        data_sets={"demonstrations": (f"{name}_demonstrations.hdf5",)},
+    )
+
+
 # Reference returns of the locomotion tasks: D4RL (Fu et al. 2020, arXiv:2004.07219), of a random and an expert policy.
 TASKS: Mapping[str, Task] = {
     task.name: task
@@ -95,6 +109,7 @@ TASKS: Mapping[str, Task] = {
         _locomotion("walker2d", "Walker2d-v4", 17, 6, (1.629008, 4592.3)),
         _locomotion("halfcheetah", "HalfCheetah-v4", 17, 6, (-280.178953, 12135.0)),
         _AVOID,
+        *(_avoid_modes(f"avoid_m{number}") for number in (1, 2, 3)),
     )
 }
 
@@ -117,12 +132,9 @@ def make_env(name: str) -> gymnasium.Env[Any, Any]:
     """
     task = get_task(name)
     if task.extra == "core":
-        return AvoidEnv(max_episode_steps=task.max_episode_steps)
-    missing = [module for module in _NEEDED[task.extra] if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"the task {name} needs {', '.join(missing)}, which pip install 'ding_ebm[{task.extra}]' installs"
-        )
+        single = AvoidEnv if task.env_id == "avoid" else AvoidModesEnv
+        return single(max_episode_steps=task.max_episode_steps)
+    _check_extra(task)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date.*", DeprecationWarning)
         return gymnasium.make(task.env_id)
@@ -132,14 +144,26 @@ def make_batch_env(name: str, num_envs: int) -> BatchEnv:
     """Many environments of a task, stepped together; raises as :func:`make_env`."""
     task = get_task(name)
     if task.extra == "core":
-        return AvoidBatch(num_envs, max_episode_steps=task.max_episode_steps)
-    return GymBatch(lambda: make_env(name), num_envs)
+        batch = AvoidBatch if task.env_id == "avoid" else AvoidModesBatch
+        return batch(num_envs, max_episode_steps=task.max_episode_steps)
+    _check_extra(task)
+    from ding_ebm.envs.mujoco_batch import MujocoBatch  # imports the simulator
+
+    return MujocoBatch(name, num_envs, max_episode_steps=task.max_episode_steps)
 
 
 def normalized_score(name: str, ret: float | NDArray[Any]) -> Any:
     """Returns on the scale of the task's reference returns, 0 to 100, elementwise."""
     low, high = get_task(name).reference_returns
     return 100.0 * (ret - low) / (high - low)
+
+
+def _check_extra(task: Task) -> None:
+    missing = [module for module in _NEEDED[task.extra] if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"the task {task.name} needs {', '.join(missing)}, which pip install 'ding_ebm[{task.extra}]' installs"
+        )
 
 
 def _look_up(table: Mapping[str, T], key: str, what: str) -> T:

@@ -11,13 +11,16 @@ from ding_ebm.data.checks import check_transitions
 from ding_ebm.data.formats import Transitions
 from ding_ebm.envs import avoid_demos
 from ding_ebm.envs.avoid import LANE_BONUS, TRACKINGS, AvoidBatch
-from ding_ebm.envs.avoid_demos import make_demonstrations
+from ding_ebm.envs.avoid_demos import OTHER_GATES, make_demonstrations, make_mode_demonstrations
+from ding_ebm.envs.avoid_modes import AvoidModesBatch
 
 
-def replay(data: Transitions, seed: int, tracking: str = "ideal") -> tuple[AvoidBatch, list[np.ndarray]]:
+def replay(
+    data: Transitions, seed: int, tracking: str = "ideal", batch: type[AvoidBatch] = AvoidBatch
+) -> tuple[AvoidBatch, list[np.ndarray]]:
     """The recorded actions in the episodes of the starts that ``seed`` stands for: columns (rows, ...)."""
     num = len(data.episode_ends)
-    env = AvoidBatch(num, tracking=tracking)
+    env = batch(num, tracking=tracking)
     obs = env.reset(np.random.default_rng(seed).integers(2**31, size=num).tolist())
     begins, lengths = data.episode_ends - data.episode_lengths() + 1, data.episode_lengths()
     rows = []
@@ -76,3 +79,40 @@ def test_a_careful_demonstrator_always_arrives_by_the_gates_it_means(monkeypatch
 def test_at_least_one_episode_is_asked_for() -> None:
     with pytest.raises(ValueError, match="must be positive, got 0"):
         make_demonstrations(0)
+
+
+@pytest.mark.parametrize("task", OTHER_GATES)
+def test_subsets_take_the_rewarded_gate_and_one_other_in_equal_shares(task: str) -> None:
+    num = 400
+    data = make_mode_demonstrations(task, num, seed=6)
+    check_transitions(data, obs_dim=4, action_dim=2, action_range=(-0.01, 0.01))
+    assert (data.episode_lengths() == 100).all() and len(data.episode_ends) == num and len(data) == 100 * num
+    assert not data.terminated.any() and data.truncated.sum() == num
+    env, columns = replay(data, 6, batch=AvoidModesBatch)
+    for name, column in zip(("obs", "action", "reward", "next_obs", "terminated", "truncated"), columns):
+        np.testing.assert_array_equal(getattr(data, name), column.astype(getattr(data, name).dtype), err_msg=name)
+    # Every one goes the way that it means to: right of the first, left of the second, and then one of two.
+    bits, other = env.way_through(), {"avoid_m1": 6, "avoid_m2": 7, "avoid_m3": 8}[task]
+    assert bits[:, [1, 2]].all() and (bits[:, 5] ^ bits[:, other]).all() and (bits.sum(axis=1) == 3).all()
+    assert bits[:, 5].sum() == num // 2
+    reward = data.reward.reshape(num, 100)
+    assert (reward >= 0).all(), "nobody collides or leaves the field"
+    np.testing.assert_array_equal(env.success, bits[:, 5])
+    np.testing.assert_array_equal(reward.max(axis=1) == 2, bits[:, 5])
+    # The other way pays for the finish line alone, and only where it is reached in time.
+    assert reward[~bits[:, 5]].max() == 1
+    gain = data.episode_returns()[bits[:, 5]].mean() - data.episode_returns()[~bits[:, 5]].mean()
+    assert gain > 30
+
+
+def test_subsets_differ_by_their_other_gate_and_repeat_from_their_seed() -> None:
+    a, b = (make_mode_demonstrations("avoid_m1", 8, seed=1) for _ in range(2))
+    for field in dataclasses.fields(a)[:-1]:
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+    assert not np.array_equal(a.action, make_mode_demonstrations("avoid_m1", 8, seed=2).action)
+    farthest = [make_mode_demonstrations(task, 40).obs[:, 0].reshape(40, 100)[1::2, 60:].max() for task in OTHER_GATES]
+    assert farthest == sorted(farthest) and min(np.diff(farthest)) > 0.1
+    with pytest.raises(ValueError, match="one of avoid_m1, avoid_m2, avoid_m3, got 'avoid'"):
+        make_mode_demonstrations("avoid")
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        make_mode_demonstrations("avoid_m1", 0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ding_ebm.envs.avoid import AvoidBatch, AvoidEnv
-from ding_ebm.envs.batch import GymBatch
+from ding_ebm.envs.batch import BatchEnv, ChunkStep, GymBatch, step_chunk_by_steps
 from ding_ebm.envs.registry import make_env
 
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
@@ -105,3 +105,128 @@ def test_bad_seeds_and_actions_are_refused() -> None:
         batch.step(np.zeros(2))
     with pytest.raises(ValueError, match=r"finite, got .* for environment 0"):
         batch.step(np.array([[np.inf, 0], [0, 0]]))
+    with pytest.raises(ValueError, match=r"shape \(2, Ta, 2\), Ta >= 1, got \(2, 0, 2\)"):
+        batch.step_chunk(np.zeros((2, 0, 2)))
+    with pytest.raises(ValueError, match=r"shape \(2, Ta, 2\), Ta >= 1, got \(2, 2\)"):
+        batch.step_chunk(np.zeros((2, 2)))
+
+
+LIMIT = 30
+MAKERS = {
+    "gym": lambda num: GymBatch(lambda: AvoidEnv(max_episode_steps=LIMIT), num),
+    "avoid": lambda num: AvoidBatch(num, max_episode_steps=LIMIT),
+    "avoid, arx": lambda num: AvoidBatch(num, tracking="arx", max_episode_steps=LIMIT),
+}
+both = pytest.mark.parametrize("kind", MAKERS)
+
+
+def some_fall(num: int, steps: int) -> np.ndarray:
+    """Actions under which a part of the environments hits the first cylinder before the time limit, (num, steps, 2)."""
+    sideways = np.linspace(-0.004, 0.004, num)[:, None]
+    return np.stack(np.broadcast_arrays(sideways, np.full((1, steps), 0.0099)), axis=2)
+
+
+@both
+def test_resetting_some_leaves_the_others_where_they_are(kind: str) -> None:
+    num, actions = 6, some_fall(6, 3 * LIMIT)
+    env, twin = MAKERS[kind](num), MAKERS[kind](num)
+    env.reset(range(num))
+    twin.reset(range(num))
+    rows = [4, 1]
+    for t in range(8):
+        env.step(actions[:, t])
+        untouched = twin.step(actions[:, t])
+    obs = env.reset([11, 10], rows)
+    alone = MAKERS[kind](2)
+    np.testing.assert_array_equal(obs[rows], alone.reset([11, 10]))
+    others = [0, 2, 3, 5]
+    np.testing.assert_array_equal(obs[others], untouched[0][others])
+    for t in range(8, 8 + LIMIT):
+        step, old, new = env.step(actions[:, t]), twin.step(actions[:, t]), alone.step(actions[rows, t])
+        for part, old_part, new_part in zip(step, old, new):
+            np.testing.assert_array_equal(part[others], old_part[others])
+            np.testing.assert_array_equal(part[rows], new_part)
+        if t == LIMIT - 1:  # the limit of those that were not reset
+            assert step[3][others].any() and not step[3][rows].any()
+    assert not env.running.any() and step[3][rows].any()
+
+
+@both
+def test_resetting_none_or_an_ended_one_works(kind: str) -> None:
+    env = MAKERS[kind](3)
+    first = env.reset([1, 2, 3])
+    np.testing.assert_array_equal(env.reset([], []), first)
+    for _ in range(LIMIT):
+        last = env.step(np.zeros((3, 2)))
+    assert last[3].all() and not env.running.any()
+    np.testing.assert_array_equal(env.reset([3], np.array([2])), np.stack([last[0][0], last[0][1], first[2]]))
+    assert env.running.tolist() == [False, False, True]
+    assert env.step(np.zeros((3, 2)))[3].tolist() == [True, True, False]
+
+
+def brute_force(env: BatchEnv, actions: np.ndarray, obs: np.ndarray, ended: np.ndarray) -> ChunkStep:
+    """A chunk by its definition, one number at a time; ``obs`` and ``ended`` (E, 2) are from before it, and change."""
+    num, size, _ = actions.shape
+    seen, rewards, lengths = np.zeros((num, size, env.obs_dim), np.float32), np.zeros((num, size)), np.zeros(num, int)
+    for t in range(size):
+        after = env.step(actions[:, t])
+        for i in range(num):
+            if not ended[i].any():
+                obs[i], rewards[i, t], ended[i], lengths[i] = (
+                    after[0][i],
+                    after[1][i],
+                    (after[2][i], after[3][i]),
+                    t + 1,
+                )
+            seen[i, t] = obs[i]
+    return ChunkStep(seen, rewards, ended[:, 0].copy(), ended[:, 1].copy(), lengths)
+
+
+@both
+def test_a_chunk_is_its_steps_and_stops_where_the_episode_ends(kind: str) -> None:
+    num, size = 9, 4
+    actions = some_fall(num, 36)
+    env, twin = MAKERS[kind](num), MAKERS[kind](num)
+    obs, ended = env.reset(range(num)), np.zeros((num, 2), dtype=bool)
+    twin.reset(range(num))
+    lengths = np.zeros(num, dtype=int)
+    inside = 0
+    for start in range(0, 36, size):
+        chunk = env.step_chunk(actions[:, start : start + size])
+        expected = brute_force(twin, actions[:, start : start + size], obs, ended)
+        for name in ("obs", "reward", "terminated", "truncated", "length"):
+            part, wanted = getattr(chunk, name), getattr(expected, name)
+            assert part.dtype == wanted.dtype and part.shape == wanted.shape
+            np.testing.assert_array_equal(part, wanted, err_msg=name)
+        lengths += chunk.length
+        inside += int(((chunk.length > 0) & (chunk.length < size)).sum())
+    assert chunk.terminated.any() and chunk.truncated.any() and inside > 2
+    assert (lengths[chunk.truncated] == LIMIT).all() and (lengths[chunk.terminated] < LIMIT).all()
+    assert not chunk.length.any() and not chunk.reward.any(), "nothing is executed after the end"
+
+
+def test_a_bad_action_late_in_a_chunk_is_refused_before_the_first_step() -> None:
+    env = AvoidBatch(2)
+    before = env.reset([0, 1])
+    actions = np.zeros((2, 3, 2))
+    actions[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match=r"finite, got .* for environment 1"):
+        step_chunk_by_steps(env, actions)
+    np.testing.assert_array_equal(env.reset([], []), before)
+
+
+BAD_ROWS = {
+    "twice": ([1, 2], [0, 0], r"different indices from 0 to 2, got \[0, 0\]"),
+    "too high": ([1], [3], r"from 0 to 2, got \[3\]"),
+    "negative": ([1], [-1], r"from 0 to 2, got \[-1\]"),
+    "mask": ([1, 2, 3], [True, False, True], "must be indices of environments"),
+    "seeds": ([1, 2, 3], [0, 1], "one seed for each of the 2 rows, got 3"),
+}
+
+
+@both
+@pytest.mark.parametrize("bad", BAD_ROWS)
+def test_rows_that_name_no_environments_are_refused(kind: str, bad: str) -> None:
+    seeds, rows, message = BAD_ROWS[bad]
+    with pytest.raises(ValueError, match=message):
+        MAKERS[kind](3).reset(seeds, rows)

@@ -15,11 +15,13 @@ import pytest
 from ding_ebm.data.rewards import KINDS
 from ding_ebm.envs import registry
 from ding_ebm.envs.avoid import AvoidBatch
+from ding_ebm.envs.avoid_modes import AvoidModesBatch, AvoidModesEnv
 from ding_ebm.envs.registry import TASKS, get_task, make_batch_env, make_env, normalized_score
 
 LOCOMOTION = ["hopper", "walker2d", "halfcheetah"]
+MODES = ["avoid_m1", "avoid_m2", "avoid_m3"]
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
-TASK_NAMES = ["avoid", *(pytest.param(name, marks=needs_mujoco) for name in LOCOMOTION)]
+TASK_NAMES = ["avoid", *MODES, *(pytest.param(name, marks=needs_mujoco) for name in LOCOMOTION)]
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
@@ -50,7 +52,7 @@ def test_importing_the_table_loads_no_simulator() -> None:
 
 
 def test_scores_are_d4rls() -> None:
-    assert set(TASKS) == {"avoid", *LOCOMOTION}
+    assert set(TASKS) == {"avoid", *MODES, *LOCOMOTION}
     for name, low, high in (
         ("hopper", -20.272305, 3234.3),
         ("walker2d", 1.629008, 4592.3),
@@ -77,9 +79,28 @@ def test_reference_returns_of_avoid_are_standing_still_and_the_fastest_way_of_th
     assert returns[1] == pytest.approx(high, abs=0.0021), "to a step"
 
 
+def test_reference_returns_of_the_modes_are_standing_still_and_the_straightest_rewarded_way() -> None:
+    corners = np.array([(0.548, -0.09), (0.3905, 0.0644), (0.30, 0.212), (0.30, 1.0)])
+    env, goal, returns = AvoidModesBatch(2), 0, np.zeros(2)
+    env._target = env._actual = env._previous = np.array([[0.525, -0.28], [0.525, -0.28]])
+    for _ in range(100):
+        way = corners[goal] - env._target[1]
+        action = way / max(np.abs(way).max() / 0.01, 1.0)
+        goal += int(np.abs(way).max() <= 0.01)
+        _, reward, _, truncated = env.step(np.stack([np.zeros(2), action]))
+        returns += reward
+    assert truncated.all() and env.success.tolist() == [False, True]
+    for name in MODES:
+        assert returns.tolist() == list(get_task(name).reference_returns)
+    # No way pays more than 79: from y = -0.28 at 0.01 a step, 47 steps are at or above 0.26 and 32 above 0.40.
+    assert 77 <= returns[1] <= 79
+
+
 def test_data_sets_name_their_files() -> None:
     assert get_task("hopper").data_files("medium_expert") == ("hopper_medium.hdf5", "hopper_expert.hdf5")
     assert get_task("avoid").data_files("demonstrations") == ("avoid_demonstrations.hdf5",)
+    for name in MODES:
+        assert get_task(name).data_files("demonstrations") == (f"{name}_demonstrations.hdf5",)
     for name in LOCOMOTION:
         assert set(get_task(name).data_sets) == {"medium", "medium_replay", "medium_expert", "expert"}
     assert all(task.reward_tuning in KINDS for task in TASKS.values())
@@ -98,7 +119,15 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs mujoco, imageio, packaging, .*'ding_ebm\[mujoco\]'"):
         make_env("hopper")
+    with pytest.raises(ModuleNotFoundError, match=r"the task walker2d needs mujoco"):
+        make_batch_env("walker2d", 2)
     make_env("avoid")
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_the_modes_are_environments_of_their_own_reward(name: str) -> None:
+    assert isinstance(make_batch_env(name, 3), AvoidModesBatch) and isinstance(make_env(name), AvoidModesEnv)
+    assert type(make_batch_env("avoid", 3)) is AvoidBatch and type(make_env("avoid")) is not AvoidModesEnv
 
 
 @pytest.mark.parametrize("name", LOCOMOTION)
