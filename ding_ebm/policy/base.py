@@ -94,6 +94,7 @@ class BasePolicy(Policy):
         self.check(cfg)
         self._train_iter = 0
         self._unroll_len = 1
+        self._priority = False
         super().__init__(cfg, model, enable_field)
 
     @classmethod
