@@ -40,7 +40,11 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="make or check a data set").add_subparsers(metavar="ACTION", required=True)
     collect = _add(data, "collect", _data_collect, "make scripted demonstrations")
-    collect.add_argument("task", choices=["avoid"], help="a task that demonstrations can be scripted for")
+    collect.add_argument(
+        "task",
+        choices=["avoid", "avoid_m1", "avoid_m2", "avoid_m3"],
+        help="a task that demonstrations can be scripted for",
+    )
     collect.add_argument("--out", required=True, metavar="FILE", help="HDF5 file to write, in D4RL's layout")
     collect.add_argument("--episodes", type=_positive, default=500, metavar="N", help="default: %(default)s")
     collect.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
@@ -69,10 +73,42 @@ def _parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", _report, "summarize results over runs (seeds), with intervals")
     report.add_argument("files", nargs="+", metavar="FILE.csv", help="what `ding-ebm eval --out` wrote")
 
+    _add_convert(commands)
+
     demo = _add(commands, "demo", _demo, "train on the built-in task, print a table, write pictures")
     demo.add_argument("--out", default="demo", metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--quick", action="store_true", help="a few iterations, to see that it runs; learns nothing")
     return parser
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    formats = commands.add_parser("convert", help="read another project's checkpoint").add_subparsers(
+        metavar="FORMAT", required=True
+    )
+    dppo = _add(formats, "dppo", _convert_dppo, "read a policy that the reference implementation of DPPO trained")
+    dppo.add_argument(
+        "--checkpoint", required=True, metavar="state_N.pt", help="MLP or U-Net, pre-trained or fine-tuned"
+    )
+    dppo.add_argument("--normalization", required=True, metavar="normalization.npz", help="of the policy's data set")
+    dppo.add_argument("--out", required=True, metavar="FILE.pt", help="file to write: tensors and plain values")
+    dppo.add_argument(
+        "--weights",
+        choices=["ema", "model"],
+        default="ema",
+        help="fine-tuned policies have no ema; default: %(default)s",
+    )
+    dppo.add_argument(
+        "--activation", choices=["relu", "mish"], help="of an MLP: its activation_type, which no weight tells"
+    )
+    dppo.add_argument(
+        "--horizon", type=_positive, metavar="TP", help="of a U-Net: its horizon_steps, which no weight tells"
+    )
+    dppo.add_argument(
+        "--denoising-steps", type=_positive, metavar="K", help="its denoising_steps, kept beside the weights"
+    )
+    dppo.add_argument(
+        "--norm-eps", type=float, default=1e-5, help="of a U-Net: its groupnorm_eps; default: %(default)s"
+    )
 
 
 def _add(
@@ -133,12 +169,15 @@ def _is_found(name: str) -> bool:
 
 def _data_collect(options: argparse.Namespace) -> int:
     from ding_ebm.data.formats import write_d4rl_hdf5
-    from ding_ebm.envs.avoid_demos import make_demonstrations
+    from ding_ebm.envs.avoid_demos import make_demonstrations, make_mode_demonstrations
 
     path = Path(options.out)
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it or choose another --out")
-    transitions = make_demonstrations(options.episodes, options.seed)
+    if options.task == "avoid":
+        transitions = make_demonstrations(options.episodes, options.seed)
+    else:
+        transitions = make_mode_demonstrations(options.task, options.episodes, options.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_d4rl_hdf5(path, transitions)
     print(f"{path}: {transitions.source}, {len(transitions)} rows")
@@ -192,6 +231,26 @@ def _report(options: argparse.Namespace) -> int:
     from ding_ebm.evaluation.results import read_results, report
 
     print(report([row for path in options.files for row in read_results(path)]), end="")
+    return 0
+
+
+def _convert_dppo(options: argparse.Namespace) -> int:
+    from ding_ebm.data.dppo_checkpoints import read_dppo_checkpoint, write_policy
+
+    if Path(options.out).exists():
+        raise FileExistsError(f"{options.out} exists; remove it or choose another --out")
+    checkpoint = read_dppo_checkpoint(
+        options.checkpoint,
+        options.normalization,
+        options.weights,
+        activation=options.activation,
+        horizon=options.horizon,
+        norm_eps=options.norm_eps,
+    )
+    write_policy(checkpoint, options.out, options.denoising_steps)
+    stage = "pre-trained" if checkpoint.fine_tuned is None else "fine-tuned"
+    sizes = ", ".join(f"{key} {value}" for key, value in checkpoint.arguments.items())
+    print(f"{options.out}: {stage} {checkpoint.kind} policy, weights {checkpoint.weights}; {sizes}")
     return 0
 
 

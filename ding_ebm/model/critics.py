@@ -1,6 +1,6 @@
 """Critics: ensembles of Q functions, how they are aggregated, and a state value.
 
-Letters: B batch, M actions a state, N critics, Do observation, Da action.
+Letters: B batch, To observation history, M actions a state, N critics, Do observation, Da action.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ding_ebm.model.linear import Linear, linear
-from ding_ebm.model.networks import mlp
+from ding_ebm.model.networks import ResidualMLP, mlp
 
 AGGREGATIONS = ("min", "mean", "lcb")
 
@@ -148,3 +148,39 @@ class LogPartition(nn.Module):
             inputs.append(torch.log1p(inverse_temperature).unsqueeze(-1).to(obs.dtype))
         correction: Tensor = self.net(torch.cat(inputs, dim=-1)).squeeze(-1)
         return inverse_temperature * (value + correction.to(value.dtype))
+
+
+class ValueNet(nn.Module):
+    """V(s), the value of an observation history, by :class:`~ding_ebm.model.networks.ResidualMLP`.
+
+    Args:
+        obs_dim: Do.
+        cond_steps: To.
+        hidden: Widths of the hidden layers.
+        activation: ``relu`` or ``mish``.
+        residual: See ``ResidualMLP``.
+        layer_norm: See ``ResidualMLP``.
+
+    Source:
+        The code of Ren et al. 2024 (arXiv:2409.00588).
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        cond_steps: int = 1,
+        hidden: Sequence[int] = (256, 256, 256),
+        activation: str = "mish",
+        residual: bool = True,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.obs_shape = (cond_steps, obs_dim)
+        self.net = ResidualMLP(cond_steps * obs_dim, hidden, 1, activation, residual, layer_norm)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Values, (B,), of observation histories, the latest last, (B, To, Do)."""
+        if obs.shape[-2:] != self.obs_shape:
+            raise ValueError(f"observations must be (B, To, Do) = (B, {self.obs_shape}), got {tuple(obs.shape)}")
+        values: Tensor = self.net(obs.flatten(-2)).squeeze(-1)
+        return values

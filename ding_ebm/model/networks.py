@@ -1,4 +1,4 @@
-"""Building blocks: time embedding, MLP and the residual noise network of the QGPO paper.
+"""Building blocks (time embeddings, MLPs) and the residual noise network of the QGPO paper.
 
 Letters: B batch, Do observation, Da action, S evaluations of a sampling run.
 """
@@ -153,3 +153,126 @@ class NoiseNet(nn.Module):
             hidden = torch.cat([skips.pop(), hidden], dim=-1).to(x_t.dtype)
             noise: Tensor = self.last(hidden)
         return noise
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish}
+
+
+def activation_module(name: str) -> nn.Module:
+    """The activation of that name, one of ``ACTIVATIONS``."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]()
+
+
+class SinusoidalTimeEmbedding(nn.Module):
+    """Sines and cosines of a denoising index, at frequencies from 1 to 1/10000, through two linear layers.
+
+    Args:
+        dim: Number of features, even and at least 4.
+        hidden: Width between the two layers.
+
+    Source:
+        Vaswani et al. 2017 (arXiv:1706.03762), section 3.5; the layers are those of DPPO's code (arXiv:2409.00588).
+    """
+
+    frequency: Tensor
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"time_dim must be an even number of at least 4, got {dim}")
+        steps = torch.arange(dim // 2, dtype=torch.float32)
+        self.register_buffer("frequency", torch.exp(steps * (-math.log(10000.0) / (dim // 2 - 1))), persistent=False)
+        self.first, self.second = Linear(dim, hidden), Linear(hidden, dim)
+
+    def forward(self, k: Tensor) -> Tensor:
+        """Embed denoising indices (...) as (..., dim)."""
+        phase = k.unsqueeze(-1) * self.frequency
+        features: Tensor = self.second(F.mish(self.first(torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1))))
+        return features
+
+
+class _Step(nn.Module):
+    """linear(activation(norm(x)))."""
+
+    def __init__(self, dim_in: int, dim_out: int, activation: str, norm_eps: float | None) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim_in, eps=norm_eps)
+        self.activation = activation_module(activation)
+        self.linear = Linear(dim_in, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.activation(self.norm(x)))
+        return y
+
+
+class _ResidualPair(nn.Module):
+    """x plus two steps of it."""
+
+    def __init__(self, dim: int, activation: str, norm_eps: float | None) -> None:
+        super().__init__()
+        self.first = _Step(dim, dim, activation, norm_eps)
+        self.second = _Step(dim, dim, activation, norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.second(self.first(x))
+        return y
+
+
+class ResidualMLP(nn.Module):
+    """DPPO's MLP, residual or plain: a first linear layer, blocks that begin with their activation, and a last layer.
+
+    Residual: x + linear(act(norm(linear(act(norm(x)))))) for every two widths after the first, then a linear layer on
+    their sum, without an activation before it. Plain: an activation between all layers.
+
+    Args:
+        dim_in: Width of the input.
+        hidden: Widths of the hidden layers; of a residual one an odd number of equal widths.
+        dim_out: Width of the output.
+        activation: ``relu`` or ``mish``.
+        residual: Whether there are skip connections.
+        layer_norm: Whether a layer normalization comes before every activation.
+
+    Source:
+        The code of Ren et al. 2024 (arXiv:2409.00588).
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        hidden: Sequence[int],
+        dim_out: int,
+        activation: str = "mish",
+        residual: bool = True,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"an MLP needs at least one hidden width, all positive, got {tuple(hidden)}")
+        if residual and (len(hidden) % 2 == 0 or len(set(hidden)) > 1):
+            raise ValueError(f"a residual MLP needs an odd number of equal widths, got {tuple(hidden)}")
+        self.residual = residual
+        self.first = Linear(dim_in, hidden[0])
+        self.last: nn.Module
+        if residual:
+            eps = 1e-6 if layer_norm else None
+            pairs = [_ResidualPair(hidden[0], activation, eps) for _ in range(len(hidden) // 2)]
+            self.blocks, self.last = nn.ModuleList(pairs), Linear(hidden[-1], dim_out)
+        else:
+            eps = 1e-5 if layer_norm else None
+            steps = [_Step(n_in, n_out, activation, eps) for n_in, n_out in zip(hidden[:-1], hidden[1:])]
+            self.blocks, self.last = nn.ModuleList(steps), _Step(hidden[-1], dim_out, activation, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., dim_in) to (..., dim_out)."""
+        return self.rest(self.first(x))
+
+    def rest(self, hidden: Tensor) -> Tensor:
+        """What follows the first layer: map its output (..., hidden[0]) to (..., dim_out)."""
+        for block in self.blocks:
+            hidden = block(hidden)
+        # As in NoiseNet: the error of the last layer is that of the result.
+        with torch.autocast(hidden.device.type, enabled=False):
+            result: Tensor = self.last(hidden.to(self.first.weight.dtype))
+        return result
