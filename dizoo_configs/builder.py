@@ -52,22 +52,51 @@ def imitation(algo: str, policy_type: str, task_name: str, data_set: str, main: 
 
     The chunk lengths of ``main``'s policy are the environment's too.
     """
-    task = get_task(task_name)
-    facts = dict(
-        exp_name=f"{task_name}_{algo}_seed0",
-        env=dict(env_id=task_name, act_steps=4, cond_steps=1),
-        policy=dict(
-            model=dict(task=task_name, obs_dim=task.obs_dim, action_dim=task.action_dim),
-            collect=dict(data_path=list(task.data_files(data_set))),
-        ),
-    )
-    merged = merge(facts, main)
-    merged.env.update(
-        {key: merged.policy.model[key] for key in ("act_steps", "cond_steps") if key in merged.policy.model}
-    )
+    facts = _chunk_facts(algo, task_name)
+    facts["policy"]["collect"] = dict(data_path=list(get_task(task_name).data_files(data_set)))
     create = dict(
         env=dict(type="ebm_chunk_env", import_names=["ding_ebm.host"]),
-        env_manager=dict(type="base"),
+        env_manager=dict(type="ebm_vector", import_names=["ding_ebm.host"]),
         policy=dict(type=policy_type, import_names=["ding_ebm.policy", "ding_ebm.host"]),
     )
-    return merged, EasyDict(create)
+    return _with_chunk_lengths(merge(facts, main)), EasyDict(create)
+
+
+def online(algo: str, policy_type: str, task_name: str, base: str, main: dict[str, Any]) -> Configs:
+    """Main and create config of a run that fine-tunes a cloned policy by collecting.
+
+    Args:
+        algo: Last part of the experiment's name.
+        policy_type: Registered name of the policy.
+        task_name: Name in the task table.
+        base: Algorithm part of the experiment whose policy is fine-tuned.
+        main: What the main config holds beside the task's facts.
+    """
+    facts = _chunk_facts(algo, task_name)
+    facts["policy"]["base_policy_path"] = f"{task_name}_{base}_seed0"
+    host = ["ding_ebm.host"]
+    create = dict(
+        env=dict(type="ebm_chunk_env", import_names=host),
+        env_manager=dict(type="ebm_vector", import_names=host),
+        collector=dict(type="ebm_chunk", import_names=host),
+        replay_buffer=dict(type="ebm_on_policy", import_names=host),
+        policy=dict(type=policy_type, import_names=["ding_ebm.policy", *host]),
+    )
+    return _with_chunk_lengths(merge(facts, main)), EasyDict(create)
+
+
+def _chunk_facts(algo: str, task_name: str) -> dict[str, Any]:
+    """What a task says of a policy over action chunks."""
+    task = get_task(task_name)
+    return dict(
+        exp_name=f"{task_name}_{algo}_seed0",
+        env=dict(env_id=task_name),
+        policy=dict(
+            model=dict(task=task_name, obs_dim=task.obs_dim, action_dim=task.action_dim, act_steps=4, cond_steps=1),
+        ),
+    )
+
+
+def _with_chunk_lengths(main: EasyDict) -> EasyDict:
+    main.env.update(act_steps=main.policy.model.act_steps, cond_steps=main.policy.model.cond_steps)
+    return main

@@ -1,10 +1,10 @@
-"""QGPO on Gymnasium's locomotion tasks: the paper's numbers, and a small run for a machine with two cores."""
+"""Gymnasium's locomotion tasks: the papers' numbers, and small runs for a machine with two cores."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dizoo_configs.builder import Configs, merge, offline
+from dizoo_configs.builder import Configs, imitation, merge, offline, online
 
 PAPER = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
@@ -28,13 +28,14 @@ PAPER = dict(
 SMALL = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
     policy=dict(
-        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=5.0)),
+        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=10.0)),
         learn=dict(
-            train_epoch=70,
+            train_epoch=80,
             iterations_per_epoch=1000,
             batch_size=512,
             learning_rate=3e-4,
             critic_learning_rate=3e-4,
+            guidance_learning_rate=1e-3,
             target_theta=0.01,
             M=8,
             diffusion_steps=8,
@@ -48,7 +49,7 @@ SMALL = dict(
         eval=dict(
             guidance_scale=[1.0, 0.0, 0.5, 2.0, 3.0],
             diffusion_steps=8,
-            evaluator=dict(eval_freq=35000),
+            evaluator=dict(eval_freq=40000),
         ),
     ),
 )  # fmt: skip
@@ -62,3 +63,44 @@ def qgpo(task: str, data_set: str, main: dict[str, Any] | None = None) -> Config
 def qgpo_small(task: str, data_set: str, main: dict[str, Any] | None = None) -> Configs:
     """QGPO in under 45 minutes on two cores."""
     return offline("qgpo_small", "ebm_qgpo", task, data_set, merge(SMALL, main))
+
+
+# Pre-training of arXiv:2409.00588: 200 epochs of a million windows.
+CLONING = dict(
+    env=dict(evaluator_env_num=10, n_evaluator_episode=10),
+    policy=dict(
+        learn=dict(
+            train_epoch=200,
+            iterations_per_epoch=7812,
+            ema_start_iter=20 * 7812,
+            learner=dict(hook=dict(log_show_after_iter=7812, save_ckpt_after_iter=10 * 7812)),
+        ),
+        eval=dict(evaluator=dict(eval_freq=10 * 7812)),
+    ),
+)  # fmt: skip
+
+# Fine-tuning of arXiv:2409.00588: 80 000 environment steps an iteration, 1000 iterations.
+FINE_TUNING = dict(
+    env=dict(collector_env_num=40, evaluator_env_num=40, n_evaluator_episode=40),
+    policy=dict(
+        collect=dict(n_sample=40 * 500),
+        learn=dict(learner=dict(hook=dict(log_show_after_iter=1, save_ckpt_after_iter=50))),
+        eval=dict(evaluator=dict(eval_freq=10)),
+    ),
+)  # fmt: skip
+
+
+def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """Cloning of the task's medium data, which DPPO fine-tunes."""
+    return imitation("diffusion_bc", "diffusion_bc", task, "medium", merge(CLONING, main))
+
+
+def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """DPPO from the cloned policy, all steps by DDPM."""
+    return online("dppo", "dppo", task, "diffusion_bc", merge(FINE_TUNING, main))
+
+
+def dppo_ddim(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same by five steps of DDIM, all of them fine-tuned."""
+    ddim = dict(policy=dict(sampler=dict(ddim_steps=5, ft_denoising_steps=5)))
+    return online("dppo_ddim", "dppo", task, "diffusion_bc", merge(merge(FINE_TUNING, ddim), main))

@@ -1,0 +1,11 @@
+"""A cloned diffusion policy on avoid_m2, in minutes on two cores."""
+
+from dizoo_configs.avoid.builder import diffusion_bc
+
+main_config, create_config = diffusion_bc("avoid_m2")
+
+if __name__ == "__main__":
+    # or: ding -m serial_offline -c dizoo_configs/avoid/avoid_m2_diffusion_bc_config.py -s 0
+    from ding.entry import serial_pipeline_offline
+
+    serial_pipeline_offline((main_config, create_config), seed=0)

@@ -1,0 +1,59 @@
+"""The three modes of avoid: two ways in the demonstrations, one of which pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dizoo_configs.builder import Configs, imitation, merge, online
+
+CLONING = dict(
+    env=dict(evaluator_env_num=50, n_evaluator_episode=50),
+    policy=dict(
+        model=dict(mlp=dict(mlp_dims=[256, 256, 256])),
+        learn=dict(
+            train_epoch=20,
+            iterations_per_epoch=1000,
+            batch_size=256,
+            ema_start_iter=2000,
+            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=20000)),
+        ),
+        eval=dict(evaluator=dict(eval_freq=20000)),
+    ),
+)  # fmt: skip
+
+# 50 environments of 25 decisions, a whole episode each, as in arXiv:2409.00588.
+FINE_TUNING = dict(
+    env=dict(collector_env_num=50, evaluator_env_num=50, n_evaluator_episode=50),
+    policy=dict(
+        model=dict(mlp=dict(mlp_dims=[256, 256, 256])),
+        collect=dict(n_sample=50 * 25),
+        learn=dict(
+            epoch_per_collect=10,
+            batch_size=6250,
+            learning_rate=1e-4,
+            gamma_denoising=0.95,
+            clip_ratio=0.1,
+            clip_ratio_base=0.1,
+            clip_ratio_rate=1.0,
+            critic_warmup=1,
+            learner=dict(hook=dict(log_show_after_iter=1, save_ckpt_after_iter=10)),
+        ),
+        eval=dict(evaluator=dict(eval_freq=10)),
+    ),
+)  # fmt: skip
+
+
+def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """Cloning of the task's demonstrations."""
+    return imitation("diffusion_bc", "diffusion_bc", task, "demonstrations", merge(CLONING, main))
+
+
+def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """DPPO from the cloned policy, all steps by DDPM."""
+    return online("dppo", "dppo", task, "diffusion_bc", merge(FINE_TUNING, main))
+
+
+def dppo_ddim(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same by five steps of DDIM, all of them fine-tuned."""
+    ddim = dict(policy=dict(sampler=dict(ddim_steps=5, ft_denoising_steps=5)))
+    return online("dppo_ddim", "dppo", task, "diffusion_bc", merge(merge(FINE_TUNING, ddim), main))
