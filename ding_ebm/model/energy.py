@@ -130,9 +130,11 @@ def cep_labels(
         inverse_temperature: beta, a number or (B,).
         kind: ``softmax``: softmax_j(beta q_j), the paper's; its normalizer is drawn with the actions, which biases the
             guidance towards zero at small M. ``unnormalized``: exp(beta q_j - log Z) / M with a log Z that is
-            independent of the actions given the state: exact for every M > 1.
+            independent of the actions given the state: exact for every M > 1. It is the softmax label times the
+            state's weight, mean_j exp(beta q_j - log Z).
         log_partition: log Z for ``unnormalized``, (B,).
-        log_max: Bound on beta q_j - log Z, in nats: one action counts at most exp(log_max) times an average one.
+        log_max: Bound on the logarithm of a state's weight, in nats: one state counts at most exp(log_max) times an
+            average one. Where it is met, the state has softmax labels of that weight.
 
     Returns:
         (B, M), no gradient.
@@ -147,7 +149,8 @@ def cep_labels(
     if kind == "unnormalized":
         if log_partition is None:
             raise ValueError("kind 'unnormalized' needs log_partition, (B,)")
-        return torch.exp((logits - log_partition.detach().unsqueeze(-1)).clamp(max=log_max)) / q.shape[-1]
+        log_weight = log_mean_exp(logits) - log_partition.detach()
+        return torch.softmax(logits, dim=-1) * torch.exp(log_weight.clamp(max=log_max)).unsqueeze(-1)
     raise ValueError(f"kind must be 'softmax' or 'unnormalized', got {kind!r}")
 
 

@@ -147,8 +147,8 @@ class QGPOPolicy(OfflinePolicy):
             q_value_stop_training_iter=1100000,
             # (str) Labels of CEP: 'unnormalized' (exact), 'softmax' (the paper's) or 'mse' (a biased baseline).
             energy_labels="unnormalized",
-            # (float) Greatest log-weight of one support action over an average one, in nats ('unnormalized').
-            label_log_max=4.6,
+            # (float) Greatest log-weight of one state over an average one, in nats ('unnormalized').
+            label_log_max=2.0,
             # (str) Checkpoint of this policy to take the behavior model from; '': train it.
             behavior_checkpoint="",
             # (str) Folder for support actions; '': $DING_EBM_CACHE or ~/.cache/ding_ebm; None: keep nothing.

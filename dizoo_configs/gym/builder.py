@@ -24,11 +24,11 @@ PAPER = dict(
 )  # fmt: skip
 
 # Less data, time and noise than the paper's: quicker time features, a moving average of the behavior model, faster
-# propagation of values, a greedier policy, and the guidance after the critic.
+# propagation of values, a greedier policy, the guidance after the critic, and its labels of less variance.
 SMALL = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
     policy=dict(
-        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=10.0)),
+        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=8.0)),
         learn=dict(
             train_epoch=80,
             iterations_per_epoch=1000,
@@ -42,6 +42,7 @@ SMALL = dict(
             behavior_policy_stop_training_iter=15000,
             energy_guided_policy_begin_training_iter=60000,
             q_value_stop_training_iter=60000,
+            energy_labels="softmax",
             precision="auto",
             learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=10000)),
         ),
