@@ -15,13 +15,15 @@ from ding.config import compile_config, read_config
 from ding.policy import create_policy
 from easydict import EasyDict
 
+from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.data.formats import Transitions
-from ding_ebm.envs.registry import Task, get_task
+from ding_ebm.envs.registry import TASKS, Task, get_task
 from ding_ebm.host.checks import check_run
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "dizoo_configs").rglob("*_config.py"))
+QGPO = [path for path in FILES if "_qgpo" in path.stem]
 ROWS = 16
 
 
@@ -37,9 +39,9 @@ def compiled(path: Path) -> EasyDict:
 
 
 def parts(path: Path) -> tuple[str, str, str]:
-    """Task, data set and algorithm that a file's name states; avoid has one data set, which its files do not name."""
+    """Task, data set and algorithm that a file's name states; a task's only or first data set need not be named."""
     name = path.name[: -len("_config.py")]
-    task = name.split("_")[0]
+    task = max((task for task in TASKS if name.startswith(task + "_")), key=len)
     rest = name[len(task) + 1 :]
     for data_set in sorted(get_task(task).data_sets, key=len, reverse=True):
         if rest.startswith(data_set + "_"):
@@ -64,11 +66,69 @@ def random_data(task: Task) -> Transitions:
 
 
 def test_there_is_a_config_for_every_task():
-    assert {parts(path)[0] for path in FILES} == {"hopper", "walker2d", "halfcheetah", "avoid"}
-    assert len(FILES) >= 25
+    assert {parts(path)[0] for path in FILES} == set(TASKS)
+    assert len(QGPO) == 25
+    for algorithm in ("diffusion_bc", "dppo", "dppo_ddim"):
+        tasks = {parts(path)[0] for path in FILES if parts(path)[2] == algorithm}
+        assert tasks == set(TASKS) - {"avoid"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FILES if path not in QGPO], ids=lambda path: path.stem)
+def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_acts(path):
+    cfg = compiled(path)
+    check_run(cfg)
+    task, _, algorithm = parts(path)
+    assert cfg.env.env_id == cfg.policy.model.task == task and cfg.exp_name == f"{task}_{algorithm}_seed0"
+    policy_cfg, model = cfg.policy, cfg.policy.model
+    torch.manual_seed(0)
+    if algorithm == "diffusion_bc":
+        policy_cfg.learn.batch_size = 4
+        policy = create_policy(policy_cfg, enable_field=["learn", "eval"])
+        dataset = ChunkDataset(
+            random_data(get_task(task)),
+            horizon_steps=model.horizon_steps,
+            cond_steps=model.cond_steps,
+            obs_normalization=policy_cfg.collect.obs_normalization,
+            action_normalization=policy_cfg.collect.action_normalization,
+        )
+        policy.set_statistic(dataset.statistics)
+        policy.learn_mode.forward(dataset.__getitems__(range(4)))
+    else:
+        assert policy_cfg.base_policy_path == f"{task}_diffusion_bc_seed0"
+        assert policy_cfg.collect.n_sample % cfg.env.collector_env_num == 0
+        rows = policy_cfg.collect.n_sample * policy_cfg.sampler.ft_denoising_steps
+        assert policy_cfg.learn.batch_size <= rows
+        policy_cfg.update(base_policy_path=None)
+        policy_cfg.learn.update(batch_size=4, epoch_per_collect=1)
+        policy = create_policy(policy_cfg, enable_field=["learn", "collect", "eval"])
+        decision = policy.collect_chunks(np.zeros((3, 1, model.obs_dim), dtype=np.float32))
+        obs = torch.zeros(1, 3, 1, model.obs_dim)
+        ends = torch.ones(1, 3, dtype=torch.bool)
+        policy.learn_mode.forward(
+            dict(
+                obs=obs,
+                next_obs=obs,
+                chain=decision["chain"][None],
+                log_prob=decision["log_prob"][None],
+                reward=torch.rand(1, 3),
+                terminated=ends,
+                boundary=ends,
+            )
+        )
+    output = policy.eval_mode.forward({0: torch.zeros(1, model.obs_dim), 1: torch.ones(1, model.obs_dim)})
+    assert all(one["action"].shape == (model.act_steps, model.action_dim) for one in output.values())
+
+
+def test_a_cloned_policy_and_its_fine_tuning_have_the_same_model():
+    for path in FILES:
+        task, _, algorithm = parts(path)
+        if algorithm.startswith("dppo"):
+            base = compiled(path.with_name(f"{task}_diffusion_bc_config.py")).policy.model
+            model = compiled(path).policy.model
+            assert {key: model[key] for key in base} == base
+
+
+@pytest.mark.parametrize("path", QGPO, ids=lambda path: path.stem)
 def test_a_config_passes_the_check_and_is_what_its_name_says(path):
     cfg = compiled(path)
     check_run(cfg)
@@ -87,7 +147,7 @@ def test_a_config_passes_the_check_and_is_what_its_name_says(path):
         assert freq % learn.iterations_per_epoch == 0  # checkpoints from which a run can resume
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "_small" not in path.stem and "gym" in path.parts], ids=str)
+@pytest.mark.parametrize("path", [path for path in QGPO if "_small" not in path.stem and "gym" in path.parts], ids=str)
 def test_the_full_configs_hold_the_papers_numbers(path):
     policy = compiled(path).policy
     learn, critic = policy.learn, policy.model.qgpo_critic
@@ -104,7 +164,7 @@ def test_the_full_configs_hold_the_papers_numbers(path):
     assert policy.collect.obs_normalization == "none" and policy.collect.action_normalization == "none"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", QGPO, ids=lambda path: path.stem)
 def test_its_policy_makes_an_update_of_each_stage_and_acts(path):
     cfg = compiled(path)
     learn, collect = cfg.policy.learn, cfg.policy.collect

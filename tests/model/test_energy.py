@@ -8,7 +8,6 @@ Letters: B batch, M actions, n clean points, m noised points.
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
