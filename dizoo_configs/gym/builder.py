@@ -30,7 +30,6 @@ SMALL = dict(
     policy=dict(
         model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=8.0)),
         learn=dict(
-            train_epoch=80,
             iterations_per_epoch=1000,
             batch_size=512,
             learning_rate=3e-4,
@@ -39,9 +38,6 @@ SMALL = dict(
             target_theta=0.01,
             M=8,
             diffusion_steps=8,
-            behavior_policy_stop_training_iter=15000,
-            energy_guided_policy_begin_training_iter=60000,
-            q_value_stop_training_iter=60000,
             energy_labels="softmax",
             precision="auto",
             learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=10000)),
@@ -50,7 +46,6 @@ SMALL = dict(
         eval=dict(
             guidance_scale=[1.0, 0.0, 0.5, 2.0, 3.0],
             diffusion_steps=8,
-            evaluator=dict(eval_freq=40000),
         ),
     ),
 )  # fmt: skip
@@ -61,9 +56,22 @@ def qgpo(task: str, data_set: str, main: dict[str, Any] | None = None) -> Config
     return offline("qgpo", "ebm_qgpo", task, data_set, merge(PAPER, main))
 
 
+# Updates of the small critic, in thousands: 45 for each 100 000 rows of the project's data sets.
+CRITIC_EPOCHS = dict(medium=90, medium_replay=45, medium_expert=135, expert=45)
+
+
 def qgpo_small(task: str, data_set: str, main: dict[str, Any] | None = None) -> Configs:
     """QGPO in under 45 minutes on two cores."""
-    return offline("qgpo_small", "ebm_qgpo", task, data_set, merge(SMALL, main))
+    behavior, guidance = 15, 20
+    frozen = behavior + CRITIC_EPOCHS[data_set]
+    stages = dict(
+        train_epoch=frozen + guidance,
+        behavior_policy_stop_training_iter=1000 * behavior,
+        energy_guided_policy_begin_training_iter=1000 * frozen,
+        q_value_stop_training_iter=1000 * frozen,
+    )
+    sized = dict(policy=dict(learn=stages, eval=dict(evaluator=dict(eval_freq=1000 * (frozen + guidance)))))
+    return offline("qgpo_small", "ebm_qgpo", task, data_set, merge(merge(SMALL, sized), main))
 
 
 # Pre-training of arXiv:2409.00588: 200 epochs of a million windows.
