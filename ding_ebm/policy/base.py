@@ -195,6 +195,14 @@ class OfflinePolicy(BasePolicy):
         epochs = self._cfg.learn.train_epoch
         return None if epochs is None else epochs * self._cfg.learn.iterations_per_epoch
 
+    def _check_dimensions(self, statistics: Mapping[str, Any]) -> None:
+        """Refuse a data set whose dimensions are not the model's. Raises ValueError."""
+        for key in ("obs_dim", "action_dim"):
+            if statistics[key] != self._cfg.model[key]:
+                raise ValueError(
+                    f"policy.model.{key} is {self._cfg.model[key]}, but the data set has {statistics[key]}"
+                )
+
     def _init_collect(self) -> None:
         self._collect_model = self._model
 

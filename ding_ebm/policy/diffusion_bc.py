@@ -116,11 +116,7 @@ class DiffusionBCPolicy(OfflinePolicy):
         Raises:
             ValueError: If its dimensions are not the model's.
         """
-        for key in ("obs_dim", "action_dim"):
-            if statistics[key] != self._cfg.model[key]:
-                raise ValueError(
-                    f"policy.model.{key} is {self._cfg.model[key]}, but the data set has {statistics[key]}"
-                )
+        self._check_dimensions(statistics)
         self._statistics = statistics
         for part in ("obs_normalizer", "action_normalizer"):
             getattr(self._model, part).load_state_dict(statistics[part])

@@ -306,11 +306,7 @@ class QGPOPolicy(OfflinePolicy):
         Raises:
             ValueError: If its dimensions are not the model's, or its normalizers not those of ``behavior_checkpoint``.
         """
-        for key in ("obs_dim", "action_dim"):
-            if statistics[key] != self._cfg.model[key]:
-                raise ValueError(
-                    f"policy.model.{key} is {self._cfg.model[key]}, but the data set has {statistics[key]}"
-                )
+        self._check_dimensions(statistics)
         self._statistics = statistics
         for part in ("obs_normalizer", "action_normalizer"):
             for key, value in statistics[part].items():

@@ -16,6 +16,8 @@ from easydict import EasyDict
 from torch import Tensor
 
 from ding_ebm.config import ConfigError
+from ding_ebm.diffusion.schedules import CosineSchedule
+from ding_ebm.model.chains import chunk_loss
 from ding_ebm.policy.dppo import DPPOPolicy, newest_checkpoint, stacked
 from ding_ebm.policy.ppo import clip_ratios
 
@@ -210,25 +212,17 @@ def test_it_climbs_to_the_best_action_of_a_bandit_and_its_base_stays():
 
 def clone_constant(policy: DPPOPolicy, center: float) -> None:
     """Fit the base, and its copy, to actions near one number."""
-    network, schedule = policy._model.base.requires_grad_(True), policy_schedule()
+    network, schedule = policy._model.base.requires_grad_(True), CosineSchedule(K)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(400):
         action = center + 0.05 * torch.randn(256, 1, DA)
         k, noise = torch.randint(1, K + 1, (256,)), torch.randn(256, 1, DA)
-        from ding_ebm.model.chains import chunk_loss
-
         loss = chunk_loss(network, schedule, action, torch.zeros(256, 1, DO), k, noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     network.requires_grad_(False)
     policy._model.fine_tuned.load_state_dict(network.state_dict())
-
-
-def policy_schedule():
-    from ding_ebm.diffusion.schedules import CosineSchedule
-
-    return CosineSchedule(K)
 
 
 def test_while_the_critic_warms_up_the_policy_stays_bit_by_bit():
@@ -297,9 +291,7 @@ def test_the_bc_term_holds_the_policy_at_its_base():
         policy = policy_of(dict(learn=dict(bc_weight=weight, epoch_per_collect=8, clip_ratio=1.0, clip_ratio_base=1.0)))
         for _ in range(5):
             policy.learn_mode.forward(collection(policy))
-        pairs = zip(policy._model.base.parameters(), policy._model.fine_tuned.parameters())
         obs, x, k = torch.zeros(50, TO, DO), torch.randn(50, TP, DA), torch.zeros(50, dtype=torch.int64)
-        del pairs
         with torch.no_grad():
             apart.append(float((policy._model.base(x, k, obs) - policy._model.fine_tuned(x, k, obs)).square().mean()))
     assert apart[1] < 0.7 * apart[0]
