@@ -25,15 +25,22 @@ class EnsembleQ(nn.Module):
         action_dim: Da.
         hidden: Widths of the hidden layers.
         num_critics: N.
+        layer_norm: Whether each hidden layer is normalized before its ReLU, which bounds what a critic makes of actions
+            that are not in the data (Ball et al. 2023, arXiv:2302.02948, section 4.2).
     """
 
     def __init__(
-        self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256, 256), num_critics: int = 2
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        num_critics: int = 2,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         if num_critics < 1:
             raise ValueError(f"num_critics must be at least 1, got {num_critics}")
-        self.critics = nn.ModuleList([_Q(obs_dim, action_dim, hidden) for _ in range(num_critics)])
+        self.critics = nn.ModuleList([_Q(obs_dim, action_dim, hidden, layer_norm) for _ in range(num_critics)])
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Values of every critic.
@@ -51,11 +58,12 @@ class EnsembleQ(nn.Module):
 class _Q(nn.Module):
     """One critic; the observation's part of the first layer is computed once a state."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], layer_norm: bool) -> None:
         super().__init__()
         self.obs_dim = obs_dim
         self.first = Linear(obs_dim + action_dim, hidden[0])
         self.hidden = nn.ModuleList([Linear(n_in, n_out) for n_in, n_out in zip(hidden[:-1], hidden[1:])])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) if layer_norm else nn.Identity() for width in hidden])
         self.last = Linear(hidden[-1], 1)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -63,12 +71,12 @@ class _Q(nn.Module):
         context = linear(obs, weight[:, : self.obs_dim], self.first.bias)
         if action.ndim == 3:
             context = context.unsqueeze(1)
-        hidden = linear(action, weight[:, self.obs_dim :]) + context
-        for layer in self.hidden:
-            hidden = layer(F.relu(hidden))
+        hidden = F.relu(self.norms[0](linear(action, weight[:, self.obs_dim :]) + context))
+        for layer, norm in zip(self.hidden, self.norms[1:]):
+            hidden = F.relu(norm(layer(hidden)))
         # A value can be large: its last product is taken in the parameters' precision.
         with torch.autocast(action.device.type, enabled=False):
-            values: Tensor = self.last(F.relu(hidden).to(self.last.weight.dtype)).squeeze(-1)
+            values: Tensor = self.last(hidden.to(self.last.weight.dtype)).squeeze(-1)
         return values
 
 

@@ -59,7 +59,13 @@ class QGPOModel(nn.Module):
         self.action_normalizer = Normalizer(action_dim)
         self.behavior = NoiseNet(obs_dim, action_dim, behavior_widths, time_scale)
         self.behavior_ema = None if ema_decay is None else copy.deepcopy(self.behavior).requires_grad_(False)
-        self.critic = EnsembleQ(obs_dim, action_dim, qgpo_critic["critic_widths"], qgpo_critic["num_critics"])
+        self.critic = EnsembleQ(
+            obs_dim,
+            action_dim,
+            qgpo_critic["critic_widths"],
+            qgpo_critic["num_critics"],
+            qgpo_critic["critic_layer_norm"],
+        )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.guidance = GuidanceNet(obs_dim, action_dim, qgpo_critic["guidance_widths"], conditioned, time_scale)
         self.log_partition = LogPartition(obs_dim, action_dim, condition_on_temperature=conditioned)
@@ -102,6 +108,8 @@ class QGPOPolicy(OfflinePolicy):
                 lcb_coefficient=1.0,
                 # (tuple of int) Hidden widths of each critic.
                 critic_widths=(256, 256, 256),
+                # (bool) Whether the critics normalize their hidden layers: less trust in actions unlike the data's.
+                critic_layer_norm=False,
                 # (tuple of int) Hidden widths of the guidance network.
                 guidance_widths=(256, 256, 256, 256),
                 # (bool) Whether the guidance takes alpha as an input, so that one model is exact over a range of it.
@@ -186,6 +194,7 @@ class QGPOPolicy(OfflinePolicy):
         "model.qgpo_critic.aggregation": choice(*AGGREGATIONS),
         "model.qgpo_critic.lcb_coefficient": number(0.0),
         "model.qgpo_critic.critic_widths": WIDTHS,
+        "model.qgpo_critic.critic_layer_norm": flag(),
         "model.qgpo_critic.guidance_widths": WIDTHS,
         "model.qgpo_critic.condition_on_temperature": flag(),
         "model.qgpo_critic.temperature_range": sequence(number(0.0), length=2),
