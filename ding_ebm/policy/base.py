@@ -132,7 +132,10 @@ class BasePolicy(Policy):
         return self._train_iter
 
     def act(self, obs: np.ndarray, **options: Any) -> np.ndarray:
-        """Actions for a batch of observations, both in the environment's units: (E, Do) to (E, Da)."""
+        """Actions for a batch of observations, both in the environment's units: (E, Do) to (E, Da).
+
+        A policy over chunks, whose model's config has ``act_steps`` and ``cond_steps``: (E, To, Do) to (E, Ta, Da).
+        """
         raise NotImplementedError
 
     def _init_eval(self) -> None:

@@ -101,6 +101,7 @@ def test_single_environments_equal_the_batch_and_gymnasium_accepts_one(recwarn: 
         a, b = (env.step_chunk(actions[:, start : start + 6]) for env in (single, batch))
         for field in ("obs", "reward", "terminated", "truncated", "length"):
             np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
+        np.testing.assert_array_equal(single.success, batch.success)
     assert a.length.tolist() == [4] * 5 and a.truncated.all()
     env = AvoidModesEnv()
     env.reset(seed=0)
