@@ -104,7 +104,7 @@ NARROW = dict(policy=dict(model=dict(mlp=dict(mlp_dims=[256, 256, 256]))))
 CLONING_SMALL = dict(
     policy=dict(
         learn=dict(
-            train_epoch=60,
+            train_epoch=20,
             iterations_per_epoch=1000,
             batch_size=256,
             ema_start_iter=2000,
