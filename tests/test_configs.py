@@ -24,6 +24,7 @@ from ding_ebm.host.checks import check_run
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "dizoo_configs").rglob("*_config.py"))
 QGPO = [path for path in FILES if "_qgpo" in path.stem]
+CLONES = ("diffusion_bc", "gaussian_bc", "gmm_bc")
 ROWS = 16
 
 
@@ -68,7 +69,7 @@ def random_data(task: Task) -> Transitions:
 def test_there_is_a_config_for_every_task():
     assert {parts(path)[0] for path in FILES} == set(TASKS)
     assert len(QGPO) == 25
-    for algorithm in ("diffusion_bc", "dppo", "dppo_ddim"):
+    for algorithm in (*CLONES, "dppo", "dppo_ddim"):
         tasks = {parts(path)[0] for path in FILES if parts(path)[2] == algorithm}
         assert tasks == set(TASKS) - {"avoid"}
 
@@ -81,7 +82,7 @@ def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_ac
     assert cfg.env.env_id == cfg.policy.model.task == task and cfg.exp_name == f"{task}_{algorithm}_seed0"
     policy_cfg, model = cfg.policy, cfg.policy.model
     torch.manual_seed(0)
-    if algorithm == "diffusion_bc":
+    if algorithm in CLONES:
         policy_cfg.learn.batch_size = 4
         policy = create_policy(policy_cfg, enable_field=["learn", "eval"])
         dataset = ChunkDataset(

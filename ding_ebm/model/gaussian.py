@@ -206,17 +206,24 @@ class GaussianMixtureMLP(nn.Module):
         per_component = _log_normal(actions.unsqueeze(-3), mean, log_std).sum(dim=(-2, -1))
         return torch.logsumexp(log_weight + per_component, dim=-1)
 
-    def sample(self, obs: Tensor, generator: torch.Generator | None, deterministic: bool = False) -> Tensor:
-        """Chunks, (B, Tp, Da), without gradients; where ``deterministic`` the mean of the heaviest component.
+    def sample(
+        self,
+        obs: Tensor,
+        generator: torch.Generator | None,
+        deterministic: bool = False,
+        draw_component: bool = False,
+    ) -> Tensor:
+        """Chunks, (B, Tp, Da), without gradients.
 
         Args:
             obs: Observation histories, (B, To, Do).
-            generator: Source of the noise, on the device of ``obs``; not read where ``deterministic``.
-            deterministic: See above.
+            generator: Source of the noise, on the device of ``obs``; not read where nothing is drawn.
+            deterministic: The mean of a component instead of a sample.
+            draw_component: Where ``deterministic``, whether that component is drawn by its weight; else the heaviest.
         """
         with torch.no_grad():
             mean, log_std, log_weight = self(obs)
-            if deterministic:
+            if deterministic and not draw_component:
                 component = log_weight.argmax(dim=-1)
             else:
                 component = torch.multinomial(log_weight.exp(), 1, generator=generator).squeeze(-1)

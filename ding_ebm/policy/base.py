@@ -194,6 +194,15 @@ class OfflinePolicy(BasePolicy):
         "collect.action_normalization": choice("none", "min_max"),
     }
 
+    def __init__(self, cfg: EasyDict, model: nn.Module | None = None, enable_field: list[str] | None = None) -> None:
+        self._statistics: dict[str, Any] = {}  # of the data set, once set_statistic has taken them
+        super().__init__(cfg, model, enable_field)
+
+    @property
+    def _data_fingerprint(self) -> str:
+        """What names the data set, empty where there is none."""
+        return str(self._statistics.get("fingerprint", ""))
+
     def _get_total_iterations(self) -> int | None:
         epochs = self._cfg.learn.train_epoch
         return None if epochs is None else epochs * self._cfg.learn.iterations_per_epoch
@@ -205,6 +214,15 @@ class OfflinePolicy(BasePolicy):
                 raise ValueError(
                     f"policy.model.{key} is {self._cfg.model[key]}, but the data set has {statistics[key]}"
                 )
+
+    def _check_same_data(self, state_dict: Mapping[str, Any], remedy: str) -> None:
+        """Refuse to resume a checkpoint on other data than it was trained on. Raises ValueError."""
+        trained_on, here = state_dict["data_fingerprint"], self._data_fingerprint
+        if trained_on and here and trained_on != here:
+            raise ValueError(
+                f"the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than this run's "
+                f"({here[:12]}): {remedy}"
+            )
 
     def _init_collect(self) -> None:
         self._collect_model = self._model

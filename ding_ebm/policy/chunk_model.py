@@ -1,4 +1,4 @@
-"""What policies over action chunks share: their model's config, the diffusion model itself, and evaluating it.
+"""What policies over action chunks share: their model's config, acting, and the diffusion model itself.
 
 Letters: E environments, To observation history, Tp predicted and Ta executed actions, Do observation, Da action,
 K denoising steps, F fine-tuned steps, S steps of a sampling run.
@@ -7,14 +7,14 @@ K denoising steps, F fine-tuned steps, S steps of a sampling run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from ding.utils import MODEL_REGISTRY
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ding_ebm.config import ConfigError, Rule, choice, flag, integer, number, optional, sequence, text
 from ding_ebm.data.normalizer import Normalizer
@@ -41,6 +41,16 @@ CHUNK_MODEL = dict(
     # (int) To, number of latest observations that are seen.
     cond_steps=1,
 )
+MLP = dict(
+    # (list of int) Hidden widths.
+    mlp_dims=[512, 512, 512],
+    # (str) 'relu' or 'mish'.
+    activation="relu",
+    # (bool) Whether pairs of layers are residual blocks.
+    residual=True,
+    # (bool) Whether a layer normalizes its input.
+    layer_norm=False,
+)
 DIFFUSION_MODEL = dict(
     CHUNK_MODEL,
     # (int) K, number of denoising steps.
@@ -51,16 +61,7 @@ DIFFUSION_MODEL = dict(
     time_dim=16,
     # (list of int or None) Widths of an MLP that encodes the observations; None: they enter as they are.
     cond_mlp_dims=None,
-    mlp=dict(
-        # (list of int) Hidden widths.
-        mlp_dims=[512, 512, 512],
-        # (str) 'relu' or 'mish'.
-        activation="relu",
-        # (bool) Whether pairs of layers are residual blocks.
-        residual=True,
-        # (bool) Whether a layer normalizes its input.
-        layer_norm=False,
-    ),
+    mlp=MLP,
     unet=dict(
         # (int) Channels of the first level.
         dim=64,
@@ -86,16 +87,19 @@ CHUNK_RULES: dict[str, Rule] = {
     "model.act_steps": integer(1),
     "model.cond_steps": integer(1),
 }
-DIFFUSION_RULES: dict[str, Rule] = {
-    **CHUNK_RULES,
-    "model.denoising_steps": integer(1),
-    "model.network": choice(*NETWORKS),
-    "model.time_dim": integer(4),
-    "model.cond_mlp_dims": optional(WIDTHS),
+MLP_RULES: dict[str, Rule] = {
     "model.mlp.mlp_dims": WIDTHS,
     "model.mlp.activation": choice("relu", "mish"),
     "model.mlp.residual": flag(),
     "model.mlp.layer_norm": flag(),
+}
+DIFFUSION_RULES: dict[str, Rule] = {
+    **CHUNK_RULES,
+    **MLP_RULES,
+    "model.denoising_steps": integer(1),
+    "model.network": choice(*NETWORKS),
+    "model.time_dim": integer(4),
+    "model.cond_mlp_dims": optional(WIDTHS),
     "model.unet.dim": integer(1),
     "model.unet.dim_mults": WIDTHS,
     "model.unet.kernel_size": integer(1),
@@ -104,7 +108,9 @@ DIFFUSION_RULES: dict[str, Rule] = {
     "sampler.denoised_clip_value": optional(number(0.0, above=True)),
 }
 # What a checkpoint and a config must agree in for the one to be used under the other.
-_FACTS = ("task", "obs_dim", "action_dim", "horizon_steps", "cond_steps", "denoising_steps")
+_FACTS = (
+    "task", "obs_dim", "action_dim", "horizon_steps", "cond_steps", "denoising_steps", "num_modes", "std", "learn_std",
+)  # fmt: skip
 
 
 def check_chunks(model: Mapping[str, Any]) -> list[str]:
@@ -149,9 +155,9 @@ def check_facts(recorded: Mapping[str, Any], model: Mapping[str, Any], path: str
     """
     here = model_facts(model)
     differing = [
-        f"{key} is {recorded.get(key)!r} there and {value!r} here"
-        for key, value in here.items()
-        if recorded.get(key) != value
+        f"{key} is {recorded.get(key)!r} there and {here.get(key)!r} here"
+        for key in {**here, **recorded}
+        if recorded.get(key) != here.get(key)
     ]
     if differing:
         raise ValueError(f"{path} is of another model: {'; '.join(differing)}")
@@ -174,19 +180,50 @@ def make_plan(model: Mapping[str, Any], sampler: Mapping[str, Any], eta: float =
     return ddim_plan(schedule, sampler["ddim_steps"], eta)
 
 
-@MODEL_REGISTRY.register("ebm_chunk_diffusion")
-class ChunkDiffusionModel(nn.Module):
-    """A noise network with its moving average, and the normalizers of the data that it was trained on."""
+class AveragedChunkModel(nn.Module):
+    """A network of action chunks with its moving average, and the normalizers of the data that it was trained on."""
 
-    def __init__(self, **model: Any) -> None:
+    def __init__(self, network: nn.Module, model: Mapping[str, Any]) -> None:
         super().__init__()
         self.obs_normalizer = Normalizer(model["obs_dim"])
         self.action_normalizer = Normalizer(model["action_dim"])
-        self.network = make_network(model)
-        self.network_ema = copy.deepcopy(self.network).requires_grad_(False)
+        self.network = network
+        self.network_ema = copy.deepcopy(network).requires_grad_(False)
+
+
+@MODEL_REGISTRY.register("ebm_chunk_diffusion")
+class ChunkDiffusionModel(AveragedChunkModel):
+    """The noise network that a config asks for."""
+
+    def __init__(self, **model: Any) -> None:
+        super().__init__(make_network(model), model)
 
 
 @torch.no_grad()
+def executed_actions(
+    sizes: Any, model: nn.Module, obs: NDArray[np.float32], sample: Callable[[Tensor], Tensor]
+) -> NDArray[np.float32]:
+    """The actions to execute, (E, Ta, Da), float32, in the environment's units.
+
+    Args:
+        sizes: The config of the policy's model.
+        model: Holds ``obs_normalizer`` and ``action_normalizer``.
+        obs: Observation histories in the environment's units, the latest last, (E, To, Do).
+        sample: From normalized histories (E, To, Do) to normalized chunks (E, Tp, Da).
+
+    Raises:
+        ValueError: If ``obs`` has another shape, or holds NaN or infinity.
+    """
+    obs = np.asarray(obs, dtype=np.float32)
+    if obs.shape[1:] != (sizes.cond_steps, sizes.obs_dim):
+        raise ValueError(f"obs must be (E, {sizes.cond_steps}, {sizes.obs_dim}), got {obs.shape}")
+    if not np.isfinite(obs).all():
+        raise ValueError(f"obs of environment {int(np.argwhere(~np.isfinite(obs))[0, 0])} is not finite")
+    chunk = sample(model.obs_normalizer(torch.from_numpy(obs).to(model.obs_normalizer.shift.device)))
+    actions: NDArray[np.float32] = model.action_normalizer.inverse(chunk[:, : sizes.act_steps]).cpu().numpy()
+    return actions
+
+
 def evaluation_chunks(
     cfg: Any,
     model: nn.Module,
@@ -196,40 +233,31 @@ def evaluation_chunks(
     fine_tuned: Any = None,
     fine_tuned_steps: int = 0,
 ) -> NDArray[np.float32]:
-    """Action chunks in the environment's units, one batched sampling run for all environments.
+    """Actions of a diffusion policy, one batched sampling run for all environments; see :func:`executed_actions`.
 
     Args:
         cfg: The policy's config.
-        model: Holds ``obs_normalizer`` and ``action_normalizer``.
-        obs: Observation histories in the environment's units, the latest last, (E, To, Do).
+        model: Holds the normalizers.
+        obs: Observation histories in the environment's units, (E, To, Do).
         generator: Of the noise, on the model's device.
         base: Network of the first steps.
         fine_tuned: Network of the last F steps, or None.
         fine_tuned_steps: F.
-
-    Returns:
-        The actions to execute, (E, Ta, Da), float32.
-
-    Raises:
-        ValueError: If ``obs`` has another shape, or holds NaN or infinity.
     """
-    obs = np.asarray(obs, dtype=np.float32)
-    if obs.shape[1:] != (cfg.model.cond_steps, cfg.model.obs_dim):
-        raise ValueError(f"obs must be (E, {cfg.model.cond_steps}, {cfg.model.obs_dim}), got {obs.shape}")
-    if not np.isfinite(obs).all():
-        raise ValueError(f"obs of environment {int(np.argwhere(~np.isfinite(obs))[0, 0])} is not finite")
     plan = make_plan(cfg.model, cfg.sampler)
-    shape = (len(obs), cfg.model.horizon_steps, cfg.model.action_dim)
-    chunk = sample_chunks(
-        base,
-        fine_tuned,
-        plan,
-        model.obs_normalizer(torch.from_numpy(obs).to(generator.device)),
-        torch.randn(shape, generator=generator, device=generator.device),
-        std=plan.evaluation_std(),
-        generator=generator,
-        fine_tuned_steps=fine_tuned_steps,
-        clip=cfg.sampler.denoised_clip_value,
-    ).x
-    actions: NDArray[np.float32] = model.action_normalizer.inverse(chunk[:, : cfg.model.act_steps]).cpu().numpy()
-    return actions
+
+    def sample(histories: Tensor) -> Tensor:
+        shape = (len(histories), cfg.model.horizon_steps, cfg.model.action_dim)
+        return sample_chunks(
+            base,
+            fine_tuned,
+            plan,
+            histories,
+            torch.randn(shape, generator=generator, device=generator.device),
+            std=plan.evaluation_std(),
+            generator=generator,
+            fine_tuned_steps=fine_tuned_steps,
+            clip=cfg.sampler.denoised_clip_value,
+        ).x
+
+    return executed_actions(cfg.model, model, obs, sample)

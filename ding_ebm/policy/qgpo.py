@@ -291,7 +291,6 @@ class QGPOPolicy(OfflinePolicy):
             ),
         }
         self._generator = self._seeded_generator()
-        self._statistics: dict[str, Any] = {}
         self._support: Tensor | None = None
         self._support_q: Tensor | None = None
         self._losses_logged: list[str] = []
@@ -492,17 +491,15 @@ class QGPOPolicy(OfflinePolicy):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "train_iter": self._train_iter,
             "generator": self._generator.get_state(),
-            "data_fingerprint": self._statistics.get("fingerprint", ""),
+            "data_fingerprint": self._data_fingerprint,
         }
 
     def _load_state_dict_learn(self, state_dict: dict[str, Any]) -> None:
-        trained_on, here = state_dict["data_fingerprint"], self._statistics.get("fingerprint", "")
-        if trained_on and here and trained_on != here:
-            raise ValueError(
-                f"the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than this run's "
-                f"({here[:12]}): resume on the same files with the same collect.reward_tuning, or take only its "
-                "behavior model by learn.behavior_checkpoint"
-            )
+        self._check_same_data(
+            state_dict,
+            "resume on the same files with the same collect.reward_tuning, or take only its behavior model by "
+            "learn.behavior_checkpoint",
+        )
         self._model.load_state_dict(state_dict["model"])
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state_dict["optimizers"][name])

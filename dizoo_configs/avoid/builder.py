@@ -21,9 +21,14 @@ CLONING = dict(
     ),
 )  # fmt: skip
 
+# Networks of the published Gaussian and mixture policies of these tasks.
+GAUSSIAN = dict(policy=dict(model=dict(mlp=dict(activation="relu", residual=True)), learn=dict(learning_rate=1e-3)))
+MIXTURE = dict(
+    policy=dict(model=dict(mlp=dict(mlp_dims=[256, 256], activation="relu")), learn=dict(learning_rate=1e-3))
+)
+
 # 50 environments of 25 decisions, a whole episode each, as in arXiv:2409.00588. A run is of 51 iterations
-# (--train-iter 51), over which the learning rate falls to 0: at a constant one policies go on to cut corners, and some
-# collapse into collisions.
+# (--train-iter 51), over which the learning rate falls to 0.
 FINE_TUNING = dict(
     env=dict(collector_env_num=50, evaluator_env_num=50, n_evaluator_episode=50),
     policy=dict(
@@ -50,6 +55,16 @@ FINE_TUNING = dict(
 def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     """Cloning of the task's demonstrations."""
     return imitation("diffusion_bc", "diffusion_bc", task, "demonstrations", merge(CLONING, main))
+
+
+def gaussian_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same by a Gaussian."""
+    return imitation("gaussian_bc", "gaussian_bc", task, "demonstrations", merge(merge(CLONING, GAUSSIAN), main))
+
+
+def gmm_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same by a mixture of Gaussians."""
+    return imitation("gmm_bc", "gmm_bc", task, "demonstrations", merge(merge(CLONING, MIXTURE), main))
 
 
 def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:

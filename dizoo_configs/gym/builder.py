@@ -88,6 +88,9 @@ CLONING = dict(
     ),
 )  # fmt: skip
 
+# Its Gaussian policies predict one action at a time.
+SINGLE_ACTION = dict(policy=dict(model=dict(horizon_steps=1, act_steps=1)))
+
 # Fine-tuning of arXiv:2409.00588: 80 000 environment steps an iteration, 1000 iterations.
 FINE_TUNING = dict(
     env=dict(collector_env_num=40, evaluator_env_num=40, n_evaluator_episode=40),
@@ -125,6 +128,16 @@ FINE_TUNING_SMALL = dict(
 def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     """Cloning of the task's medium data, which DPPO fine-tunes."""
     return imitation("diffusion_bc", "diffusion_bc", task, "medium", merge(CLONING, main))
+
+
+def gaussian_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same by a Gaussian of one action."""
+    return imitation("gaussian_bc", "gaussian_bc", task, "medium", merge(merge(CLONING, SINGLE_ACTION), main))
+
+
+def gmm_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same by a mixture of Gaussians, of which the paper has none on these tasks."""
+    return imitation("gmm_bc", "gmm_bc", task, "medium", merge(merge(CLONING, SINGLE_ACTION), main))
 
 
 def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:

@@ -118,15 +118,16 @@ def test_samples_have_the_mean_and_the_standard_deviation():
     torch.testing.assert_close(samples.std(0), std.detach(), rtol=0.02, atol=0.0)
 
 
-def test_samples_of_the_mixture_come_from_its_components_by_their_weights():
+@pytest.mark.parametrize("at_means", [False, True])
+def test_samples_of_the_mixture_come_from_its_components_by_their_weights(at_means):
     net = make(GaussianMixtureMLP, std=0.001)
     n = 20_000
     obs = random(1, TO, DO).expand(n, -1, -1)
-    samples = net.sample(obs, seeded())
+    samples = net.sample(obs, seeded(), deterministic=at_means, draw_component=at_means)
     mean, _, log_weight = net(obs[:1])
     distance = (samples.unsqueeze(1) - mean).square().sum((2, 3)).sqrt()
     nearest = distance.argmin(1)
-    assert distance.min(1).values.max() < 0.001 * 8
+    assert distance.min(1).values.max() < (1e-12 if at_means else 0.001 * 8)
     shares, weights = nearest.bincount(minlength=5) / n, log_weight.exp()[0]
     assert weights.min() < 0.1 < weights.max()
     assert ((shares - weights).abs() < 5.0 * (weights * (1 - weights) / n).sqrt()).all()
