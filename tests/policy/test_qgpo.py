@@ -692,7 +692,7 @@ def test_the_energy_stage_says_that_it_needs_the_states(make_policy, dataset, ru
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(key, iteration, name, make_policy, dataset, run):
     policy = make_policy({}, dataset)
     run(policy, dataset, iteration)
-    batch = dataset.__getitems__(range(32))
+    batch = dict(dataset.__getitems__(range(32)))
     batch[key] = torch.full_like(batch[key], math.nan)
     with pytest.raises(FloatingPointError, match=f"{name} is nan at iteration {iteration}"):
         policy.learn_mode.forward(batch)
