@@ -30,7 +30,7 @@ from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.model.chains import REDUCTIONS, chain_means, chunk_log_prob, sample_chunks
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.diffusion import standard_normal
-from ding_ebm.policy.base import BasePolicy, read_checkpoint
+from ding_ebm.policy.base import BasePolicy, load_optimizer, read_checkpoint
 from ding_ebm.policy.chunk_model import (
     DIFFUSION_MODEL,
     DIFFUSION_RULES,
@@ -514,7 +514,7 @@ class DPPOPolicy(BasePolicy):
         check_facts(state_dict["facts"], self._cfg.model, "the checkpoint")
         self._model.load_state_dict(state_dict["model"])
         for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state_dict["optimizers"][name])
+            load_optimizer(optimizer, state_dict["optimizers"][name])
         self._train_iter = int(state_dict["train_iter"])
         self._generator.set_state(state_dict["generator"].cpu())
         self._scaler, self._scaler_state = None, state_dict["reward_scaling"]

@@ -175,6 +175,22 @@ def test_so_does_a_checkpoint_under_every_option(overrides, done, make_policy, m
     assert [name for name, value in parameters(resumed).items() if not torch.equal(value, theirs[name])] == []
 
 
+def test_a_run_that_is_resumed_at_another_learning_rate_takes_it(make_policy, make_dataset, run):
+    dataset = make_dataset()
+    policy = make_policy({}, dataset)
+    run(policy, dataset, 2)
+    state, batch = through_a_file(policy.learn_mode.state_dict()), dataset.__getitems__(range(32))
+    steps = []
+    for factor in (1.0, 10.0):
+        rate = factor * policy._cfg.learn.learning_rate
+        resumed = make_policy(dict(learn=dict(learning_rate=rate)), dataset)
+        resumed.learn_mode.load_state_dict(state)
+        before = resumed._model.behavior.last.weight.clone()
+        resumed.learn_mode.forward(batch)
+        steps.append(resumed._model.behavior.last.weight - before)
+    torch.testing.assert_close(steps[1], 10.0 * steps[0], rtol=1e-3, atol=1e-7)
+
+
 def test_without_the_optimizers_the_next_update_would_differ(make_policy, make_dataset, run):
     # The negative control of the test above: it can tell.
     dataset = make_dataset()
