@@ -184,7 +184,8 @@ def test_a_run_that_is_resumed_at_another_learning_rate_takes_it(make_policy, ma
     for factor in (1.0, 10.0):
         rate = factor * policy._cfg.learn.learning_rate
         resumed = make_policy(dict(learn=dict(learning_rate=rate)), dataset)
-        resumed.learn_mode.load_state_dict(through_a_file(state))  # an optimizer goes on in the tensors that it is given
+        # Through a file each time: an optimizer goes on in the very tensors that it is given.
+        resumed.learn_mode.load_state_dict(through_a_file(state))
         before = resumed._model.behavior.last.weight.clone()
         resumed.learn_mode.forward(batch)
         steps.append(resumed._model.behavior.last.weight - before)
