@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +84,20 @@ class Async:
 
     def cpu(self) -> float:
         """CPU seconds of this process and of its workers until now."""
-        ticks = 0
-        for process in self._env.processes:
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self._env.processes)
 
     def close(self) -> None:
         """End the workers."""
         self._env.close()
+
+
+def cpu_seconds(workers: Sequence[Any]) -> float:
+    """CPU seconds of this process and of living worker processes until now."""
+    ticks = 0
+    for process in workers:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def measure(name: str, num_envs: int, threads: int, rounds: int, steps: int) -> list[dict[str, Any]]:

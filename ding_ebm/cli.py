@@ -52,11 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", metavar="FILE", help="HDF5 file in D4RL's layout")
     check.add_argument("--task", help="task that the data should be of; its dimensions and action range are compared")
 
-    evaluate = _add(commands, "eval", _eval, "evaluate a checkpoint with fixed seeds, at one or more guidance scales")
+    evaluate = _add(commands, "eval", _eval, "evaluate a checkpoint with fixed seeds, a guided one at several scales")
     evaluate.add_argument("-c", "--config", required=True, metavar="FILE", help="config that the run was made with")
     evaluate.add_argument("--load-path", required=True, metavar="FILE", help="checkpoint, <exp_name>/ckpt/*.pth.tar")
     evaluate.add_argument(
-        "--guidance-scale", type=float, nargs="+", metavar="S", help="default: eval.guidance_scale of the config"
+        "--guidance-scale",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="of guided policies only; default: eval.guidance_scale of the config",
     )
     evaluate.add_argument("--episodes", type=_positive, default=50, metavar="N", help="default: %(default)s")
     evaluate.add_argument(

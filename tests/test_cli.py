@@ -34,6 +34,16 @@ main_config, create_config = offline(
     ),
 )
 """
+CLONING = """
+from dizoo_configs.builder import imitation
+
+tiny = dict(
+    model=dict(denoising_steps=3, mlp=dict(mlp_dims=[8, 8, 8])),
+    learn=dict(train_epoch=3, iterations_per_epoch=10),
+    eval=dict(evaluator=dict(eval_freq=30)),
+)
+main_config, create_config = imitation("diffusion_bc", "diffusion_bc", "avoid_m1", "demonstrations", dict(policy=tiny))
+"""
 
 
 @pytest.fixture
@@ -43,20 +53,31 @@ def data_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> list[str]:
+def make_run(tmp_path: Path, text: str) -> list[str]:
     """Options of ``ding-ebm eval`` for a tiny policy that has learned nothing, in a run folder of seed 4."""
     from ding.policy import create_policy
 
     from ding_ebm.evaluation.checkpoint import read_run_config
 
     config, folder = tmp_path / "tiny_config.py", tmp_path / "run"
-    config.write_text(CONFIG, "utf-8")
+    config.write_text(text, "utf-8")
     policy = create_policy(read_run_config(config).policy, enable_field=["learn"])
     (folder / "ckpt").mkdir(parents=True)
     torch.save({**policy.learn_mode.state_dict(), "train_iter": 30}, folder / "ckpt" / "last.pth.tar")
     (folder / "total_config.py").write_text("exp_config = {\n    'seed': 4\n}\n", "utf-8")
     return ["eval", "-c", str(config), "--load-path", str(folder / "ckpt" / "last.pth.tar")]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> list[str]:
+    """Of a guided policy over single actions."""
+    return make_run(tmp_path, CONFIG)
+
+
+@pytest.fixture
+def chunk_run(tmp_path: Path) -> list[str]:
+    """Of a policy over chunks of actions."""
+    return make_run(tmp_path, CLONING)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -157,16 +178,32 @@ def test_an_evaluation_prints_a_table_and_appends_rows(capsys, run, tmp_path):
     with out.open(newline="") as file:
         header, *rows = csv.reader(file)
     assert tuple(header) == COLUMNS
-    facts = [[row[i] for i in (0, 1, 2, 3, 4, 9, 10)] for row in rows]
+    facts = [[row[i] for i in (0, 1, 2, 3, 4, 12, 13)] for row in rows]
     first = [["avoid", "avoid_demonstrations", "ebm_qgpo", scale, "3", "4", "30"] for scale in ("0.0", "1.5")]
     assert facts == first + [[*row[:5], "6", "30"] for row in first]
     # the same checkpoint, the same episodes
-    assert [row[5:9] for row in rows[:2]] == [row[5:9] for row in rows[2:]]
+    assert [row[5:12] for row in rows[:2]] == [row[5:12] for row in rows[2:]]
     assert rows[0][-1] == f"ding-ebm {' '.join(arguments)}"
     assert len(capsys.readouterr().out.splitlines()) == 8
 
     assert main(["report", str(out)]) == 0
     assert [line.split()[3:5] for line in capsys.readouterr().out.splitlines()[2:4]] == [["0", "2"], ["1.5", "2"]]
+
+
+def test_an_evaluation_of_a_policy_without_guidance_has_no_scale_and_takes_none(capsys, chunk_run, tmp_path):
+    out = tmp_path / "results.csv"
+    arguments = [*chunk_run, "--episodes", "3", "--out", str(out)]
+    assert main(arguments) == 0
+    header, _, line = capsys.readouterr().out.splitlines()
+    assert header.split()[-4:] == ["success", "95", "%", "interval"]
+    (row,) = read_results(out)
+    assert (row.policy, row.guidance_scale) == ("diffusion_bc", None)
+    assert line.split()[-4] == f"{row.success:.3f}"
+    assert "diffusion_bc has no guidance" in refused(capsys, *arguments, "--guidance-scale", "1")
+    assert main(["report", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[:5] == [
+        "avoid_m1", "avoid_m1_demonstrations", "diffusion_bc", "-", "1",
+    ]  # fmt: skip
 
 
 def test_an_evaluation_refuses_a_foreign_file_before_the_work(capsys, run, tmp_path):
@@ -187,7 +224,7 @@ def test_an_evaluation_of_what_is_not_there_is_refused(capsys, run, option, valu
 def test_a_report_joins_files_and_refuses_a_run_given_twice(capsys, tmp_path):
     facts = dict(task="avoid", data="d", policy="p", guidance_scale=1.0, train_iter=1, command="c")
     for seed in range(2):
-        append_results(tmp_path / f"{seed}.csv", [make_result(np.arange(3.0) + seed, seed=seed, **facts)])
+        append_results(tmp_path / f"{seed}.csv", [make_result(np.arange(3.0) + seed, None, seed=seed, **facts)])
     files = [str(tmp_path / f"{seed}.csv") for seed in range(2)]
     assert main(["report", *files]) == 0
     mean = np.mean([row.normalized for file in files for row in read_results(file)])

@@ -24,7 +24,9 @@ from ding_ebm.host.checks import check_run
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "dizoo_configs").rglob("*_config.py"))
 QGPO = [path for path in FILES if "_qgpo" in path.stem]
-CLONES = ("diffusion_bc", "gaussian_bc", "gmm_bc")
+CLONES = ("diffusion_bc", "diffusion_bc_small", "gaussian_bc", "gmm_bc")
+# What each fine-tuning begins with.
+BASES = {"dppo": "diffusion_bc", "dppo_ddim": "diffusion_bc", "dppo_small": "diffusion_bc_small"}
 ROWS = 16
 
 
@@ -69,9 +71,10 @@ def random_data(task: Task) -> Transitions:
 def test_there_is_a_config_for_every_task():
     assert {parts(path)[0] for path in FILES} == set(TASKS)
     assert len(QGPO) == 25
-    for algorithm in (*CLONES, "dppo", "dppo_ddim"):
+    for algorithm in (*CLONES, *BASES):
         tasks = {parts(path)[0] for path in FILES if parts(path)[2] == algorithm}
-        assert tasks == set(TASKS) - {"avoid"}
+        gym_only = {"avoid_m1", "avoid_m2", "avoid_m3"} if algorithm.endswith("_small") else set()
+        assert tasks == set(TASKS) - {"avoid"} - gym_only
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in QGPO], ids=lambda path: path.stem)
@@ -95,7 +98,7 @@ def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_ac
         policy.set_statistic(dataset.statistics)
         policy.learn_mode.forward(dataset.__getitems__(range(4)))
     else:
-        assert policy_cfg.base_policy_path == f"{task}_diffusion_bc_seed0"
+        assert policy_cfg.base_policy_path == f"{task}_{BASES[algorithm]}_seed0"
         assert policy_cfg.collect.n_sample % cfg.env.collector_env_num == 0
         rows = policy_cfg.collect.n_sample * policy_cfg.sampler.ft_denoising_steps
         assert policy_cfg.learn.batch_size <= rows
@@ -123,8 +126,8 @@ def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_ac
 def test_a_cloned_policy_and_its_fine_tuning_have_the_same_model():
     for path in FILES:
         task, _, algorithm = parts(path)
-        if algorithm.startswith("dppo"):
-            base = compiled(path.with_name(f"{task}_diffusion_bc_config.py")).policy.model
+        if algorithm in BASES:
+            base = compiled(path.with_name(f"{task}_{BASES[algorithm]}_config.py")).policy.model
             model = compiled(path).policy.model
             assert {key: model[key] for key in base} == base
 

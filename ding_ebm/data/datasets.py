@@ -6,7 +6,7 @@ Letters: N rows, Ns states, B batch, Do and Da dimensions of an observation and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import ItemsView, KeysView, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,8 +21,26 @@ from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.data.rewards import tune_rewards
 
 
-class DeviceBatch(dict[str, Tensor]):
-    """A batch that is already where it is needed: ``DataLoader(pin_memory=True)`` hands it on untouched."""
+class DeviceBatch:
+    """A batch, tensors by name, that is already where it is needed.
+
+    ``DataLoader(pin_memory=True)`` hands it on untouched; of a ``Mapping`` PyTorch 2.8 would
+    pin the tensors one by one.
+    """
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def keys(self) -> KeysView[str]:
+        """Names of the tensors."""
+        return self._tensors.keys()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Names and tensors."""
+        return self._tensors.items()
 
     def pin_memory(self) -> DeviceBatch:
         """The batch itself; a tensor on a GPU cannot be pinned."""

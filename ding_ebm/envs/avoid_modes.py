@@ -2,8 +2,12 @@
 
 Cylinders, start, observation and action are those of :mod:`ding_ebm.envs.avoid`; reward and end are of ``avoiding-m5``
 (Ren et al. 2024, arXiv:2409.00588): of a step 1 once mode 5, the leftmost gate of the last row, has been passed, and 1
-while y is above 0.40; instead of that ``FAILURE_REWARD`` from the first touch of a cylinder on, and wherever x is
-outside the field. The task never ends an episode; it is truncated after 100 steps, and a success if a step has paid 2.
+while y is above 0.40; instead of that ``FAILURE_REWARD`` at the touch of a cylinder, and wherever x is outside the
+field. An episode is truncated after 100 steps, and a success if a step has paid 2.
+
+One difference: a touch ends the episode. In ``avoiding-m5`` it goes on, every further step paying -0.1, but nothing in
+the observation says that it has failed, so that a value cannot tell such states from those of a success; fine-tuning
+then learns to be fast and to collide.
 
 The three tasks are one environment: they differ in their demonstrations, half of which take the way that is rewarded
 and half another one (:func:`ding_ebm.envs.avoid_demos.make_mode_demonstrations`).
@@ -46,6 +50,7 @@ class AvoidModesBatch(AvoidBatch):
     def _judge(self, before: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArray[np.float64]:
         paid = (self.gates[:, 2] == REWARDED_GATE) + (self._actual[:, 1] > FINISH_Y).astype(np.float64)
         reward = np.where(self._collided | outside, FAILURE_REWARD, paid)
+        self._terminated = self._collided
         self.success = self.success | (reward >= SUCCESS_REWARD)
         return reward
 

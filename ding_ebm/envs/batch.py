@@ -1,11 +1,12 @@
 """Many environments stepped together: what evaluation and data collection ask of an environment.
 
-Letters: E environments, Ta actions of a chunk, Do and Da dimensions of an observation and of an action.
+Letters: E environments, To observation history, Ta actions of a chunk, Do and Da dimensions of an observation and of
+an action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,14 @@ class BatchEnv(Protocol):
     @property
     def running(self) -> NDArray[np.bool_]:
         """Which environments have not ended, (E,)."""
+
+    @property
+    def success(self) -> NDArray[np.bool_] | None:
+        """Whether each episode has succeeded so far, by the task's own definition, (E,); None where it has none.
+
+        Once an episode has ended it stays as it is until that environment is reset, which begins with False: read it
+        before. A task may take success back within an episode; what counts is what it says when the episode has ended.
+        """
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Begin an episode in every environment, or in some; the others go on where they are.
@@ -139,8 +148,34 @@ def step_chunk_by_steps(env: BatchEnv, actions: NDArray[Any]) -> ChunkStep:
     return ChunkStep(obs, reward, *steps[-1][2:], length)
 
 
+def latest_observations(
+    seen: NDArray[np.float32], obs: NDArray[np.float32], length: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Histories after a chunk: of each environment the latest To of what was seen before and in its steps.
+
+    Args:
+        seen: Histories before it, the latest last, (E, To, Do).
+        obs: Observations of the chunk, see :class:`ChunkStep`, (E, Ta, Do).
+        length: Number of actions executed, (E,).
+
+    Returns:
+        (E, To, Do).
+    """
+    history = seen.shape[1]
+    last = history + length[:, None] + np.arange(-history, 0)
+    return np.take_along_axis(np.concatenate([seen, obs], axis=1), last[:, :, None], axis=1)
+
+
+def reported_success(info: Mapping[str, Any]) -> bool | None:
+    """Whether an episode has succeeded so far, as a Gymnasium environment says by ``success``; None if it does not."""
+    return bool(info["success"]) if "success" in info else None
+
+
 class GymBatch:
     """:class:`BatchEnv` over single Gymnasium environments with vector observations and actions, one after another.
+
+    An episode has succeeded if the latest ``info["success"]`` says so; as long as no environment has reported it, the
+    task has no notion of success.
 
     Args:
         make_env: Makes one environment, whose spec or attribute ``max_episode_steps`` gives its time limit.
@@ -171,17 +206,26 @@ class GymBatch:
         self._obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
+        self._success = np.zeros(num_envs, dtype=np.bool_)
+        self._reports_success = False
 
     @property
     def running(self) -> NDArray[np.bool_]:
         """See :class:`BatchEnv`."""
         return ~(self._terminated | self._truncated)
 
+    @property
+    def success(self) -> NDArray[np.bool_] | None:
+        """See :class:`BatchEnv`."""
+        return self._success.copy() if self._reports_success else None
+
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
         """See :class:`BatchEnv`."""
         index = checked_rows(seeds, self.num_envs, rows)
+        self._success[index] = False
         for i, seed in zip(index, seeds):
-            self._obs[i], _ = self._envs[i].reset(seed=int(seed))
+            self._obs[i], info = self._envs[i].reset(seed=int(seed))
+            self._note_success(i, info)
         self._terminated[index] = False
         self._truncated[index] = False
         return self._obs.copy()
@@ -191,12 +235,18 @@ class GymBatch:
         action = checked_action(action, self.num_envs, self.action_dim)
         reward = np.zeros(self.num_envs)
         for i in np.flatnonzero(self.running):
-            self._obs[i], reward[i], self._terminated[i], self._truncated[i], _ = self._envs[i].step(action[i])
+            self._obs[i], reward[i], self._terminated[i], self._truncated[i], info = self._envs[i].step(action[i])
+            self._note_success(i, info)
         return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy()
 
     def step_chunk(self, actions: NDArray[Any]) -> ChunkStep:
         """See :class:`BatchEnv`."""
         return step_chunk_by_steps(self, actions)
+
+    def _note_success(self, i: np.int64, info: Mapping[str, Any]) -> None:
+        said = reported_success(info)
+        if said is not None:
+            self._success[i], self._reports_success = said, True
 
     def close(self) -> None:
         """Release the environments."""

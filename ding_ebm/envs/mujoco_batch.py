@@ -83,9 +83,14 @@ class MujocoBatch:
         num_threads: Threads that simulate, at most E; None: as many as there are cores. Results do not depend on it.
         max_episode_steps: Steps after which an episode is truncated.
 
+    Attributes:
+        success: None: running has no notion of it.
+
     Raises:
         ValueError: If an argument is out of its range; from a step, if a simulation breaks down.
     """
+
+    success = None
 
     def __init__(
         self, name: str, num_envs: int, *, num_threads: int | None = None, max_episode_steps: int = 1000

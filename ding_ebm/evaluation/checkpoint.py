@@ -14,9 +14,10 @@ from ding.policy import create_policy
 from easydict import EasyDict
 from torch import Tensor
 
+from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.envs.registry import make_batch_env
 from ding_ebm.evaluation.results import Result, make_result
-from ding_ebm.evaluation.rollout import rollout
+from ding_ebm.evaluation.rollout import Episodes, rollout
 from ding_ebm.host.checks import check_run
 from ding_ebm.policy.base import BasePolicy, read_checkpoint
 
@@ -74,12 +75,12 @@ def evaluate_checkpoint(
     num_envs: int = 50,
     train_seed: int | None = None,
 ) -> list[Result]:
-    """Evaluate a checkpoint at several guidance scales, each on the same episodes with the same noise.
+    """Evaluate a checkpoint on fixed episodes; a guided one at several scales, each with the same noise.
 
     Args:
         config_path: See :func:`load_policy`.
         checkpoint_path: See :func:`load_policy`.
-        scales: Guidance scales; None: those of the config.
+        scales: Guidance scales; None: those of the config. A policy without guidance has none.
         episodes: Number of episodes a scale.
         first_seed: Episode i runs in an environment of seed ``first_seed + i``.
         command: What the rows say that made them.
@@ -87,30 +88,72 @@ def evaluate_checkpoint(
         train_seed: Seed that the run was trained with; None: as the host noted it beside the checkpoint's folder.
 
     Raises:
-        ValueError: As :func:`load_policy`; and if the seed of the run is not known.
+        ValueError: As :func:`load_policy`; if the seed of the run is not known, or a scale is given for a policy
+            without guidance.
     """
     config = read_run_config(config_path)
+    evaluated = _scales(config, scales)
     policy = load_policy(config_path, checkpoint_path)
-    if scales is None:
-        configured = config.policy.eval.guidance_scale
-        scales = configured if isinstance(configured, (list, tuple)) else [configured]
     seed = _seed_of_run(checkpoint_path) if train_seed is None else train_seed
     facts = dict(run_facts(config, policy), seed=seed, command=command)
     env = make_batch_env(config.env.env_id, min(num_envs, episodes))
     seeds = range(first_seed, first_seed + episodes)
     results = []
-    for scale in scales:
-        policy.eval_mode.reset()  # the same noise for every scale
-        episodes_at = rollout(
-            lambda obs, scale=scale: policy.act(obs, guidance_scale=scale), env, seeds, description=f"scale {scale:g}"
-        )
-        results.append(make_result(episodes_at.returns, guidance_scale=float(scale), **facts))
+    for scale in evaluated:
+        name = config.policy.type if scale is None else f"scale {scale:g}"
+        found = rollout_policy(policy, env, seeds, guidance_scale=scale, description=name)
+        results.append(make_result(found.returns, found.success, guidance_scale=scale, **facts))
     return results
 
 
+def rollout_policy(
+    policy: BasePolicy,
+    env: BatchEnv,
+    seeds: Sequence[int],
+    *,
+    guidance_scale: float | None = None,
+    keep_trajectories: bool = False,
+    description: str | None = None,
+) -> Episodes:
+    """Episodes of a policy, by single actions or by chunks as its model says, beginning with the same noise every time.
+
+    Args:
+        policy: In its eval mode.
+        env: See :func:`~ding_ebm.evaluation.rollout.rollout`.
+        seeds: See there.
+        guidance_scale: Of a guided policy; None: the config's, or a policy without guidance.
+        keep_trajectories: See there.
+        description: See there.
+    """
+    model = policy.eval_mode.get_attribute("cfg").model
+    chunks = {key: model[key] for key in ("act_steps", "cond_steps") if key in model}
+    options = {} if guidance_scale is None else dict(guidance_scale=guidance_scale)
+    policy.eval_mode.reset()
+    return rollout(
+        lambda obs: policy.act(obs, **options),
+        env,
+        seeds,
+        **chunks,
+        keep_trajectories=keep_trajectories,
+        description=description,
+    )
+
+
+def _scales(config: EasyDict, scales: Sequence[float] | None) -> list[float | None]:
+    """The guidance scales to evaluate at; [None] for a policy whose config has no such key."""
+    if "guidance_scale" not in config.policy.eval:
+        if scales is not None:
+            raise ValueError(
+                f"{config.policy.type} has no guidance: a guidance scale (--guidance-scale) does not apply to it"
+            )
+        return [None]
+    configured = config.policy.eval.guidance_scale if scales is None else scales
+    return [float(scale) for scale in (configured if isinstance(configured, (list, tuple)) else [configured])]
+
+
 def run_facts(config: EasyDict, policy: BasePolicy) -> dict[str, Any]:
-    """What a row of results says of a policy's run: task, data, policy and training iterations."""
-    paths = config.policy.collect.data_path
+    """What a row of results says of a policy's run: task, data (none if it collects), policy, training iterations."""
+    paths = config.policy.collect.get("data_path")
     return dict(
         task=config.env.env_id,
         data="+".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths or [])),

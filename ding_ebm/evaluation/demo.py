@@ -17,12 +17,12 @@ import torch
 from ding_ebm.data.formats import DATA_FOLDER_VARIABLE, Transitions, write_d4rl_hdf5
 from ding_ebm.envs.avoid_demos import make_demonstrations
 from ding_ebm.envs.registry import get_task, make_batch_env
-from ding_ebm.evaluation.checkpoint import load_policy, read_run_config, run_facts
+from ding_ebm.evaluation.checkpoint import load_policy, read_run_config, rollout_policy, run_facts
 from ding_ebm.evaluation.demo_pictures import DECISIONS, data_ways, decision, exact_clouds, policy_ways, value_map
 from ding_ebm.evaluation.plots import plot_clouds, plot_energy, plot_scales, plot_ways
 from ding_ebm.evaluation.process import run_logged
 from ding_ebm.evaluation.results import Result, append_results, describe, make_result, result_table
-from ding_ebm.evaluation.rollout import Episodes, rollout
+from ding_ebm.evaluation.rollout import Episodes
 from ding_ebm.evaluation.statistics import Interval
 from ding_ebm.policy.base import BasePolicy
 
@@ -149,17 +149,18 @@ def _evaluate(
     env = make_batch_env(TASK, count)
     results, episodes = {}, {}
     for scale in SCALES:
-        policy.eval_mode.reset()
-        episodes[scale] = rollout(
-            lambda obs, scale=scale: policy.act(obs, guidance_scale=scale),
+        episodes[scale] = rollout_policy(
+            policy,
             env,
             range(FIRST_SEED, FIRST_SEED + count),
+            guidance_scale=scale,
             keep_trajectories=True,
             description=f"guidance scale {scale:g}",
         )
         options = f"--guidance-scale {scale:g} --episodes {count} --seed {FIRST_SEED} --num-envs {count}"
         results[scale] = make_result(
             episodes[scale].returns,
+            episodes[scale].success,
             **run_facts(read_run_config(config), policy),
             guidance_scale=scale,
             seed=0,

@@ -18,25 +18,28 @@ from numpy.typing import NDArray
 from ding_ebm import __version__
 from ding_ebm.data.formats import Transitions
 from ding_ebm.envs.registry import normalized_score
-from ding_ebm.evaluation.statistics import episode_interval, iqm, mean, run_interval
+from ding_ebm.evaluation.statistics import episode_interval, iqm, mean, run_interval, success_interval
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One policy of one run, evaluated at one guidance scale; the columns of the CSV files.
+    """One policy of one run, evaluated at one guidance scale; the columns of the CSV files, None as an empty cell.
 
     Attributes:
         task: Name of the task.
-        data: Names of the data files, joined by '+'.
+        data: Names of the data files, joined by '+'; empty of a policy that learns by collecting.
         policy: Registered name of the policy.
-        guidance_scale: Factor of the energy's gradient.
+        guidance_scale: Factor of the energy's gradient; None of a policy without guidance.
         episodes: Number of episodes.
         mean: Mean undiscounted return.
         low: Lower end of its 95 % interval over episodes.
         high: Upper end.
         normalized: Mean return on the scale of the task's reference returns, 0 to 100.
+        success: Share of the episodes that succeeded; None, as its ends, where the task has no notion of success.
+        success_low: Lower end of its 95 % interval over episodes.
+        success_high: Upper end.
         seed: Seed that the run was trained with.
         train_iter: Training iterations of the checkpoint.
         commit: Version of the code.
@@ -46,12 +49,15 @@ class Result:
     task: str
     data: str
     policy: str
-    guidance_scale: float
+    guidance_scale: float | None
     episodes: int
     mean: float
     low: float
     high: float
     normalized: float
+    success: float | None
+    success_low: float | None
+    success_high: float | None
     seed: int
     train_iter: int
     commit: str
@@ -59,18 +65,28 @@ class Result:
 
 
 COLUMNS = tuple(field.name for field in fields(Result))
-_PARSERS = {"int": int, "float": float, "str": str}
+_PARSERS = {"int": int, "float": float, "str": str, "float | None": lambda text: float(text) if text else None}
 
 
-def make_result(returns: NDArray[np.float64], **facts: Any) -> Result:
-    """The row of a policy whose episodes returned ``returns``, (n,); ``facts`` are the columns not computed here."""
+def make_result(returns: NDArray[np.float64], success: NDArray[np.bool_] | None, **facts: Any) -> Result:
+    """The row of a policy.
+
+    Args:
+        returns: Of its episodes, (n,).
+        success: Whether they succeeded, (n,); None where the task has no notion of success.
+        facts: The columns that are not computed here.
+    """
     interval = episode_interval(returns)
+    share = None if success is None else success_interval(success)
     return Result(
         episodes=len(returns),
         mean=round(interval.estimate, 4),
         low=round(interval.low, 4),
         high=round(interval.high, 4),
         normalized=round(float(normalized_score(facts["task"], interval.estimate)), 2),
+        success=None if share is None else round(share.estimate, 4),
+        success_low=None if share is None else round(share.low, 4),
+        success_high=None if share is None else round(share.high, 4),
         commit=code_version(),
         **facts,
     )
@@ -111,9 +127,11 @@ def read_results(path: str | Path) -> list[Result]:
             raise ValueError(f"{path}: the columns must be {','.join(COLUMNS)}, got {','.join(header)}")
         for line in reader:
             try:
+                if len(line) != len(COLUMNS):
+                    raise ValueError(f"{len(line)} cells instead of {len(COLUMNS)}")
                 values = [_PARSERS[str(field.type)](text) for field, text in zip(fields(Result), line)]
                 results.append(Result(*values))
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{path}, line {reader.line_num}: not a row of results: {error}") from error
     return results
 
@@ -124,9 +142,9 @@ def result_table(results: Sequence[Result]) -> str:
     lines = [
         [
             r.task,
-            r.data,
+            r.data or "-",
             r.policy,
-            f"{r.guidance_scale:g}",
+            _scale(r.guidance_scale),
             str(r.episodes),
             _number(r.mean),
             f"{_number(r.low)} to {_number(r.high)}",
@@ -134,7 +152,20 @@ def result_table(results: Sequence[Result]) -> str:
         ]
         for r in results
     ]
+    if any(r.success is not None for r in results):
+        header += ["success", "95 % interval"]
+        lines = [line + _success_cells(r) for line, r in zip(lines, results)]
     return format_table(header, lines)
+
+
+def _success_cells(result: Result) -> list[str]:
+    if result.success is None:
+        return ["-", "-"]
+    return [f"{result.success:.3f}", f"{result.success_low:.3f} to {result.success_high:.3f}"]
+
+
+def _scale(guidance_scale: float | None) -> str:
+    return "-" if guidance_scale is None else f"{guidance_scale:g}"
 
 
 def describe(transitions: Transitions, task: str | None = None) -> str:
@@ -168,13 +199,14 @@ def report(results: Sequence[Result]) -> str:
     """
     if not results:
         raise ValueError("there are no rows to report on")
-    groups: dict[tuple[str, str, str, float], list[Result]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, float | None], list[Result]] = defaultdict(list)
     for result in results:
         group = groups[result.task, result.data, result.policy, result.guidance_scale]
         if any(other.seed == result.seed for other in group):
             raise ValueError(
-                f"seed {result.seed} of {result.policy} on {result.data} at scale {result.guidance_scale:g} is given "
-                "twice; a run is one number, keep the row of one of its evaluations"
+                f"seed {result.seed} of {result.policy} on {result.data or result.task} at scale "
+                f"{_scale(result.guidance_scale)} is given twice; a run is one number, keep the row of one of its "
+                "evaluations"
             )
         group.append(result)
     header = [
@@ -189,7 +221,8 @@ def report(results: Sequence[Result]) -> str:
         "95 % interval",
         "interval over",
     ]
-    lines = [[*key[:3], f"{key[3]:g}", *_summary(groups[key])] for key in sorted(groups)]
+    ordered = sorted(groups, key=lambda key: (*key[:3], _rank(key[3])))
+    lines = [[key[0], key[1] or "-", key[2], _scale(key[3]), *_summary(groups[key])] for key in ordered]
     return format_table(header, lines + _over_tasks(groups)) + (
         "\nmean and IQM are of normalized scores; an interval over episodes knows one run only.\n"
     )
@@ -205,14 +238,19 @@ def _summary(group: list[Result]) -> list[str]:
     return ["1", f"{only.normalized:.1f}", f"{low:.1f} to {high:.1f}", "-", "-", f"{only.episodes} episodes"]
 
 
-def _over_tasks(groups: dict[tuple[str, str, str, float], list[Result]]) -> list[list[str]]:
+def _rank(guidance_scale: float | None) -> float:
+    """Where a group stands among those of the same names: without guidance first."""
+    return float("-inf") if guidance_scale is None else guidance_scale
+
+
+def _over_tasks(groups: dict[tuple[str, str, str, float | None], list[Result]]) -> list[list[str]]:
     """One line a policy and scale with several tasks or data sets, runs resampled within each."""
-    strata: dict[tuple[str, float], list[list[float]]] = defaultdict(list)
+    strata: dict[tuple[str, float | None], list[list[float]]] = defaultdict(list)
     for (_, _, policy, scale), group in groups.items():
         strata[policy, scale].append([result.normalized for result in group])
     return [
-        ["all", f"{len(runs)} sets", policy, f"{scale:g}", str(sum(map(len, runs))), *_interval_cells(runs), "runs"]
-        for (policy, scale), runs in sorted(strata.items())
+        ["all", f"{len(runs)} sets", policy, _scale(scale), str(sum(map(len, runs))), *_interval_cells(runs), "runs"]
+        for (policy, scale), runs in sorted(strata.items(), key=lambda item: (item[0][0], _rank(item[0][1])))
         if len(runs) > 1 and min(map(len, runs)) > 1
     ]
 

@@ -1,6 +1,7 @@
-"""Episodes of a policy in many environments at once, one batched call of the policy a step.
+"""Episodes of a policy in many environments at once, one batched call of the policy a step or a chunk of steps.
 
-Letters: n episodes, E environments, Do and Da dimensions of an observation and of an action, T steps of an episode.
+Letters: n episodes, E environments, To observation history, Ta actions of a chunk, Do and Da dimensions of an
+observation and of an action, T steps of an episode.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ding_ebm.envs.batch import BatchEnv
+from ding_ebm.envs.batch import BatchEnv, latest_observations
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -26,12 +27,14 @@ class Episodes:
         returns: Undiscounted sums of rewards, (n,), float64.
         lengths: Numbers of steps T, (n,), int64.
         terminated: Whether the task ended an episode, and not its time limit, (n,), bool.
+        success: Whether the task was done, (n,), bool; None where it has no notion of success.
         trajectories: Observations of each episode, (T + 1, Do), the last one after its last action; None unless kept.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     terminated: NDArray[np.bool_]
+    success: NDArray[np.bool_] | None
     trajectories: list[NDArray[np.float32]] | None
 
 
@@ -39,6 +42,9 @@ def rollout(
     act: Act,
     env: BatchEnv,
     seeds: Sequence[int],
+    *,
+    act_steps: int | None = None,
+    cond_steps: int = 1,
     keep_trajectories: bool = False,
     description: str | None = None,
 ) -> Episodes:
@@ -49,9 +55,13 @@ def rollout(
     numbers in another order.
 
     Args:
-        act: Maps observations (k, Do) of the k <= E environments still running to actions (k, Da).
+        act: Of the k <= E environments still running, maps observations (k, Do) to actions (k, Da); or, with
+            ``act_steps``, the latest observations (k, To, Do), an episode's first repeated before it, to chunks of
+            actions (k, Ta, Da), of which those after an episode's end are not executed.
         env: The environments; every one is reset.
         seeds: Seed of the environment for each episode, (n,).
+        act_steps: Ta; None: a policy over single actions.
+        cond_steps: To, of a policy over chunks.
         keep_trajectories: Whether to return the observations.
         description: Name of a progress bar over steps; None: no bar.
 
@@ -60,6 +70,14 @@ def rollout(
     """
     if len(seeds) == 0:
         raise ValueError("a rollout needs at least one seed, got none")
+    shape = (env.action_dim,) if act_steps is None else (act_steps, env.action_dim)
+
+    def decide(seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        chosen = np.asarray(act(seen[:, -1] if act_steps is None else seen), dtype=np.float32)
+        if chosen.shape != (len(seen), *shape):
+            raise ValueError(f"act must return {(len(seen), *shape)} actions, got {chosen.shape}")
+        return chosen.reshape(len(seen), -1, env.action_dim)
+
     starts = range(0, len(seeds), env.num_envs)
     parts = []
     with tqdm(
@@ -70,37 +88,46 @@ def rollout(
         mininterval=0.5 if sys.stderr.isatty() else 15.0,  # a file takes a line a report: few of them
     ) as progress:
         for number, start in enumerate(starts, start=1):
-            parts.append(_run_batch(act, env, seeds[start : start + env.num_envs], keep_trajectories, progress))
+            batch = seeds[start : start + env.num_envs]
+            parts.append(_run_batch(decide, env, batch, cond_steps, keep_trajectories, progress))
             progress.update(number * env.max_episode_steps - progress.n)  # episodes may end before their limit
+    successes = [part.success for part in parts if part.success is not None]
     return Episodes(
         np.concatenate([part.returns for part in parts]),
         np.concatenate([part.lengths for part in parts]),
         np.concatenate([part.terminated for part in parts]),
+        np.concatenate(successes) if len(successes) == len(parts) else None,
         [path for part in parts for path in part.trajectories or []] if keep_trajectories else None,
     )
 
 
-def _run_batch(act: Act, env: BatchEnv, seeds: Sequence[int], keep: bool, progress: tqdm) -> Episodes:
-    """One episode for each of at most E seeds."""
+def _run_batch(
+    decide: Act, env: BatchEnv, seeds: Sequence[int], cond_steps: int, keep: bool, progress: tqdm
+) -> Episodes:
+    """One episode for each of at most E seeds; ``decide`` maps histories (k, To, Do) to chunks (k, Ta, Da)."""
     count, size = len(seeds), env.num_envs
-    obs = env.reset([*seeds, *[seeds[-1]] * (size - count)])
-    running = np.arange(size) < count  # environments without a seed of their own never run
+    first = env.reset([*seeds, *[seeds[-1]] * (size - count)])[:, None]
+    running = np.arange(size) < count  # environments without a seed of their own are not looked at
     returns, lengths = np.zeros(size), np.zeros(size, dtype=np.int64)
     ended_by_task = np.zeros(size, dtype=np.bool_)
-    seen = [obs]
+    seen, made = np.repeat(first, cond_steps, axis=1), [first]
     while running.any():
-        action = np.zeros((size, env.action_dim), dtype=np.float32)
-        chosen = np.asarray(act(obs[running]))
-        if chosen.shape != (int(running.sum()), env.action_dim):
-            raise ValueError(f"act must return {(int(running.sum()), env.action_dim)} actions, got {chosen.shape}")
-        action[running] = chosen
-        obs, reward, terminated, truncated = env.step(action)
-        returns += np.where(running, reward, 0.0)
-        lengths += running
-        ended_by_task |= running & terminated
-        progress.update()
-        running &= ~(terminated | truncated)
+        chosen = decide(seen[running])
+        actions = np.zeros((size, *chosen.shape[1:]), dtype=np.float32)
+        actions[running] = chosen
+        step = env.step_chunk(actions)
+        returns += np.where(running, step.reward.sum(axis=1), 0.0)
+        lengths += np.where(running, step.length, 0)
+        ended_by_task |= running & step.terminated
+        progress.update(int(step.length[running].max()))
+        running &= ~(step.terminated | step.truncated)
+        seen = latest_observations(seen, step.obs, step.length)
         if keep:
-            seen.append(obs)
-    paths = [np.stack([o[i] for o in seen[: lengths[i] + 1]]) for i in range(count)] if keep else None
-    return Episodes(returns[:count], lengths[:count], ended_by_task[:count], paths)
+            made.append(step.obs)
+    paths = None
+    if keep:
+        everything = np.concatenate(made, axis=1)
+        paths = [everything[i, : lengths[i] + 1].copy() for i in range(count)]
+    success = env.success
+    known = None if success is None else success[:count].copy()
+    return Episodes(returns[:count], lengths[:count], ended_by_task[:count], known, paths)

@@ -6,6 +6,8 @@ a run is one number, however many episodes stand behind it.
 
 Letters: n episodes, R runs.
 
+A share of successes has Wilson's interval: the bootstrap's is a single point where all episodes succeed, or none.
+
 Source:
     Agarwal et al. 2021 (arXiv:2108.13264) for the interquartile mean and the bootstrap stratified by task.
 """
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -56,6 +60,35 @@ def episode_interval(returns: ArrayLike, level: float = 0.95, resamples: int = 5
         ValueError: If there are fewer than two episodes, or a value is not finite.
     """
     return _bootstrap([returns], mean, level, resamples, seed)
+
+
+def success_interval(success: ArrayLike, level: float = 0.95) -> Interval:
+    """Share of the episodes of one policy that succeeded, with Wilson's score interval.
+
+    The p for which |share - p| <= z sqrt(p (1 - p) / n), z the normal quantile of (1 + level) / 2:
+    (share + z^2 / 2n +- z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n).
+
+    Args:
+        success: One an episode, (n,), bool, n >= 1.
+        level: Coverage.
+
+    Raises:
+        ValueError: If there are no episodes, the values are not booleans, or the level is not in (0, 1).
+
+    Source:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference", J. Am. Stat. Assoc. 22.
+    """
+    values = np.asarray(success)
+    if values.ndim != 1 or values.size < 1 or values.dtype != np.bool_:
+        raise ValueError(f"a share of successes needs booleans (n,), n >= 1, got {values.dtype} {values.shape}")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"the level must be in (0, 1), got {level}")
+    n, share = values.size, float(values.mean())
+    z = NormalDist().inv_cdf(0.5 + level / 2.0)
+    center = share + z**2 / (2.0 * n)
+    half = z * sqrt(share * (1.0 - share) / n + z**2 / (4.0 * n**2))
+    low, high = ((center + sign * half) / (1.0 + z**2 / n) for sign in (-1.0, 1.0))
+    return Interval(share, max(low, 0.0), min(high, 1.0))
 
 
 def run_interval(

@@ -23,7 +23,8 @@ class ChunkCollector(ISerialCollector):
     """Collects ``policy.collect.n_sample`` decisions, T in each of E environments, and hands all of them over.
 
     Episodes go on from one collection to the next; the true last observation of each is kept, its return is logged
-    once it is whole, and environment steps are counted as such.
+    once it is whole, and environment steps are counted as such. Where the task has a notion of success, the share of
+    episodes that succeeded, of those that ended in a collection, is logged as ``success_rate``.
 
     Args:
         cfg: The collector's config.
@@ -127,10 +128,13 @@ class ChunkCollector(ISerialCollector):
         self._collections += 1
         returns = [value for one in made for value in one.returns.values()]
         lengths = [value for one in made for value in one.lengths.values()]
+        successes = [value for one in made for value in (one.successes or {}).values()]
         self._episodes += len(returns)
         values = dict(envstep_count=self._env_steps, episode_count=self._episodes)
         if returns:  # a short collection may finish no episode
             values.update(reward_mean=np.mean(returns), reward_std=np.std(returns), length_mean=np.mean(lengths))
+        if successes:
+            values.update(success_rate=np.mean(successes))
         if self._collections % self._print_freq == 0:
             self._logger.info(self._logger.get_tabulate_vars_hor(values))
         if self._tb_logger is not None:

@@ -12,6 +12,7 @@ from ding.utils import ENV_REGISTRY
 from easydict import EasyDict
 from numpy.typing import NDArray
 
+from ding_ebm.envs.batch import reported_success
 from ding_ebm.envs.registry import get_task, make_env
 from ding_ebm.host.checks import check_env
 
@@ -57,6 +58,7 @@ class TaskEnv(BaseEnv):
         self._seed: int | None = None
         self._return = 0.0
         self._length = 0
+        self._success: bool | None = None
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
         self.reward_space = None
@@ -67,23 +69,32 @@ class TaskEnv(BaseEnv):
 
     def reset(self) -> NDArray[np.float32]:
         """Begin an episode and return its first observation, (Do,)."""
-        obs, _ = self._env.reset(seed=self._seed)
+        obs, said = self._env.reset(seed=self._seed)
+        self._success = reported_success(said)
         self._seed = None
         self._return, self._length = 0.0, 0
         return np.asarray(obs, dtype=np.float32)
 
     def step(self, action: NDArray[Any]) -> BaseEnvTimestep:
-        """Act once; at the end of an episode ``info`` holds ``eval_episode_return``, the plain sum of rewards."""
+        """Act once; at the end of an episode ``info`` holds ``eval_episode_return``, the plain sum of rewards.
+
+        Beside it ``episode_info`` has what the host's evaluator averages: ``length``, and ``success`` (0 or 1) where
+        the task reports it.
+        """
         action = np.asarray(action, dtype=np.float32)
         if not np.isfinite(action).all():
             raise ValueError(f"{self._name}: action {action} at step {self._length} is not finite")
-        obs, reward, terminated, truncated, _ = self._env.step(action)
+        obs, reward, terminated, truncated, said = self._env.step(action)
         self._return += float(reward)
         self._length += 1
+        success = reported_success(said)
+        self._success = self._success if success is None else success
         info: dict[str, Any] = dict(terminated=bool(terminated), truncated=bool(truncated))
         if terminated or truncated:
             info["eval_episode_return"] = self._return
             info["episode_info"] = dict(length=float(self._length))
+            if self._success is not None:
+                info["episode_info"]["success"] = float(self._success)
         done = bool(terminated or truncated)
         return BaseEnvTimestep(np.asarray(obs, dtype=np.float32), np.float32(reward), done, info)
 

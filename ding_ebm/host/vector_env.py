@@ -19,6 +19,7 @@ from ding.utils import ENV_MANAGER_REGISTRY
 from easydict import EasyDict
 from numpy.typing import NDArray
 
+from ding_ebm.envs.batch import latest_observations
 from ding_ebm.envs.registry import make_batch_env
 
 
@@ -34,6 +35,8 @@ class Decisions:
         length: Environment steps made, (E,), int64.
         returns: Return of each episode that ended, by environment number.
         lengths: Length in environment steps of each episode that ended, by environment number.
+        successes: Whether each episode that ended succeeded, by environment number; None where the task has no notion
+            of success.
     """
 
     next_obs: NDArray[np.float32]
@@ -43,6 +46,7 @@ class Decisions:
     length: NDArray[np.int64]
     returns: dict[int, float]
     lengths: dict[int, int]
+    successes: dict[int, bool] | None
 
 
 @ENV_MANAGER_REGISTRY.register("ebm_vector")
@@ -126,6 +130,8 @@ class VectorEnvManager:
             if i in made.returns:
                 info["eval_episode_return"] = made.returns[i]
                 info["episode_info"] = dict(length=float(made.lengths[i]))
+                if made.successes is not None:
+                    info["episode_info"]["success"] = float(made.successes[i])
             obs = made.next_obs[i] if self._chunked else made.next_obs[i, -1]
             timesteps[i] = BaseEnvTimestep(obs, made.reward[i], i in made.returns, info)
         return timesteps
@@ -149,24 +155,27 @@ class VectorEnvManager:
             ValueError: If an action is not finite or the shape is wrong; no environment has been stepped then.
         """
         made = self._env.step_chunk(chunk)
-        self._seen = self._after(made.obs, made.length)
+        self._seen = latest_observations(self._seen, made.obs, made.length)
         next_obs, reward = self._seen.copy(), made.reward.sum(axis=1)
         self._return += reward
         self._length += made.length
         ended = np.flatnonzero(made.terminated | made.truncated)
         returns = {int(i): float(self._return[i]) for i in ended}
         lengths = {int(i): int(self._length[i]) for i in ended}
+        success = self._env.success
+        successes = None if success is None else {int(i): bool(success[i]) for i in ended}
         if ended.size:
             self._begin(ended)
         return Decisions(
-            next_obs, reward.astype(np.float32), made.terminated, made.truncated, made.length, returns, lengths
+            next_obs,
+            reward.astype(np.float32),
+            made.terminated,
+            made.truncated,
+            made.length,
+            returns,
+            lengths,
+            successes,
         )
-
-    def _after(self, obs: NDArray[np.float32], length: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Histories after a chunk: of each environment the latest To of what was seen before and in its steps."""
-        everything = np.concatenate([self._seen, obs], axis=1)
-        last = self._history + length[:, None] + np.arange(-self._history, 0)
-        return np.take_along_axis(everything, last[:, :, None], axis=1)
 
     def _begin(self, rows: NDArray[np.int64]) -> None:
         """Begin the next episode of some environments."""

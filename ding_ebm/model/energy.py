@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ding_ebm.diffusion.guidance import Guidance
 from ding_ebm.model.linear import Linear, linear
-from ding_ebm.model.networks import FourierTimeEmbedding
+from ding_ebm.model.networks import FourierTimeEmbedding, Product
 
 LABELS = ("softmax", "unnormalized", "mse")
 
@@ -88,7 +88,10 @@ class GuidanceNet(nn.Module, Guidance):
             context = linear(obs, weight[:, a + 32 : a + 32 + self.obs_dim]) + context
         time_part = linear(self.time(t), weight[:, a : a + 32])
         scale = inverse_temperature if self.condition_on_temperature else 1.0
-        return lambda x_t, i: self._value_and_grad(x_t, context + time_part[i], scale)
+        layers = self._layers()
+        forward = [layer.bound() for layer in layers]
+        backward = [layer.bound(transpose=True) for layer in layers]
+        return lambda x_t, i: self._value_and_grad(x_t, context + time_part[i], scale, forward, backward)
 
     def value_and_grad(
         self, x_t: Tensor, t: float | Tensor, obs: Tensor | None, inverse_temperature: float
@@ -97,7 +100,12 @@ class GuidanceNet(nn.Module, Guidance):
         t = torch.as_tensor(t, dtype=x_t.dtype, device=x_t.device).expand(x_t.shape[0])
         beta = torch.full_like(t, inverse_temperature)
         scale = inverse_temperature if self.condition_on_temperature else 1.0
-        return self._value_and_grad(x_t, self._context(self.time(t), obs, beta), scale)
+        layers = self._layers()
+        context = self._context(self.time(t), obs, beta)
+        return self._value_and_grad(x_t, context, scale, layers, [layer.transposed for layer in layers])
+
+    def _layers(self) -> list[Linear]:
+        return cast("list[Linear]", list(self.hidden))
 
     def _context(self, time: Tensor, obs: Tensor | None, beta: Tensor) -> Tensor:
         """What the first layer adds to the action's part, (B, hidden)."""
@@ -108,15 +116,18 @@ class GuidanceNet(nn.Module, Guidance):
             inputs.append(torch.log1p(beta).unsqueeze(-1))
         return linear(torch.cat(inputs, dim=-1), self.first.weight[:, self.action_dim :], self.first.bias)
 
-    def _value_and_grad(self, x_t: Tensor, context: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def _value_and_grad(
+        self, x_t: Tensor, context: Tensor, scale: float, forward: Sequence[Product], backward: Sequence[Product]
+    ) -> tuple[Tensor, Tensor]:
+        """f and its gradient; each hidden layer is given as its product and the transposed one."""
         first = self.first.weight[:, : self.action_dim]
         before = [linear(x_t, first) + context]
-        for layer in self.hidden:
-            before.append(layer(F.silu(before[-1])))
+        for product in forward:
+            before.append(product(F.silu(before[-1])))
         value = self.last(F.silu(before[-1])).squeeze(-1)
         grad = torch.ops.aten.silu_backward(self.last.weight.expand_as(before[-1]), before[-1])
-        for layer, hidden in zip(reversed(cast("list[Linear]", list(self.hidden))), reversed(before[:-1])):
-            grad = torch.ops.aten.silu_backward(layer.transposed(grad), hidden)
+        for product, hidden in zip(reversed(backward), reversed(before[:-1])):
+            grad = torch.ops.aten.silu_backward(product(grad), hidden)
         return value * scale, (grad @ first) * scale
 
 

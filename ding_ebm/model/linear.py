@@ -10,6 +10,7 @@ used again unchanged without gradients, as in sampling, keeps its weight in that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 _SMALL = 8
 # Above this number of rows a kept layout gains nothing.
 _FEW = 256
+# Below this number of multiplications oneDNN's fixed cost, some 10 microseconds, is more than MKL loses.
+_LIGHT = 1 << 18
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight.T + bias by oneDNN."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return result
 
 
@@ -102,6 +105,32 @@ class Linear(nn.Linear):
         """Map (..., n_out) to (..., n_in) by the transposed weight, without the bias."""
         return self._product(x, True)
 
+    def bound(self, transpose: bool = False) -> Callable[[Tensor], Tensor]:
+        """:meth:`forward`, or :meth:`transposed`, for one sampling run: how it multiplies is decided at its first call.
+
+        While the function is in use the weight, the number of rows and the modes of PyTorch must stay as they are.
+        """
+        chosen: Callable[[Tensor], Tensor] | None = None
+
+        def product(x: Tensor) -> Tensor:
+            nonlocal chosen
+            if chosen is None:
+                chosen = self._choose(x, transpose)
+            return chosen(x)
+
+        return product
+
+    def _choose(self, x: Tensor, transpose: bool) -> Callable[[Tensor], Tensor]:
+        """The fastest product for inputs like ``x``."""
+        weight, bias = (self.weight.t(), None) if transpose else (self.weight, self.bias)
+        if torch.is_grad_enabled() or not _is_faster_by_onednn(x, weight):
+            return lambda x: linear(x, weight, bias)
+        if x.numel() * weight.shape[0] < _LIGHT:
+            return lambda x: F.linear(x, weight, bias)
+        if x.numel() <= _FEW * x.shape[-1]:
+            weight = self._kept.get(self.weight, transpose, at_once=True)
+        return lambda x: _product(x, weight, bias)
+
     def _product(self, x: Tensor, transpose: bool) -> Tensor:
         weight, bias = (self.weight.t(), None) if transpose else (self.weight, self.bias)
         if (
@@ -114,19 +143,20 @@ class Linear(nn.Linear):
 
 
 class _KeptLayouts:
-    """A weight and its transpose in oneDNN's own layout, each from its second use on, until the weight changes."""
+    """A weight and its transpose in oneDNN's own layout, until the weight changes."""
 
     def __init__(self) -> None:
         self._state: tuple[int, int, int] | None = None
         self._layouts: dict[bool, Tensor] = {}
 
-    def get(self, weight: Tensor, transpose: bool) -> Tensor:
-        """The weight, or its transpose, as the product takes it."""
+    def get(self, weight: Tensor, transpose: bool, at_once: bool = False) -> Tensor:
+        """The weight, or its transpose, as the product takes it; laid out at its second use, or at once."""
         matrix = weight.t() if transpose else weight
         state = (weight.data_ptr(), weight._version, _optimizer_steps)
         if state != self._state:
             self._state, self._layouts = state, {}
-            return matrix
+            if not at_once:
+                return matrix
         if transpose not in self._layouts:
             self._layouts[transpose] = torch.ops.mkldnn._reorder_linear_weight(matrix)
         return self._layouts[transpose]

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from ding_ebm.model.linear import Linear, linear
 
+Product = Callable[[Tensor], Tensor]
+Block = Callable[[Tensor, Tensor], Tensor]
+
 
 class FourierTimeEmbedding(nn.Module):
     """Random Fourier features of time through one linear layer.
@@ -62,11 +65,19 @@ class _ResidualBlock(nn.Module):
         self.second = Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        hidden = self.first(x)
+        return self._block(x, condition, self.first, self.second)
+
+    def bound(self) -> Block:
+        """The same for one sampling run, see :meth:`Linear.bound`."""
+        first, second = self.first.bound(), self.second.bound()
+        return lambda x, condition: self._block(x, condition, first, second)
+
+    def _block(self, x: Tensor, condition: Tensor, first: Product, second: Product) -> Tensor:
+        hidden = first(x)
         skip = x
         if self.has_skip:
             hidden, skip = hidden.split(self.dim_out, dim=-1)
-        return F.silu(self.second(F.silu(hidden) + condition)) + skip
+        return F.silu(second(F.silu(hidden) + condition)) + skip
 
 
 class NoiseNet(nn.Module):
@@ -100,7 +111,7 @@ class NoiseNet(nn.Module):
         self.middle = _ResidualBlock(widths[-1], widths[-1])
         up = [_ResidualBlock(2 * n, 2 * n) for n in reversed(widths[1:])]
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
-        self.cond_sizes = [block.dim_out for block in (*down, self.middle, *up)]
+        self.cond_sizes = [block.dim_out for block in self._blocks()]
 
         self.time = FourierTimeEmbedding(32, time_scale)
         self.obs = Linear(obs_dim, 32)
@@ -112,7 +123,7 @@ class NoiseNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, obs: Tensor) -> Tensor:
         """Predicted noise, (B, Da), for noised actions (B, Da), times (B,) and observations (B, Do)."""
         embedding = self.embed(torch.cat([F.silu(self.obs(obs)), self.time(t)], dim=-1))
-        return self._trunk(x_t, self._conditions(embedding))
+        return self._trunk(x_t, self._conditions(embedding), self._blocks(), self._output)
 
     def bind(self, times: Sequence[float], obs: Tensor) -> Callable[[Tensor, int], Tensor]:
         """Do once what a sampling run needs of times and observations.
@@ -128,30 +139,40 @@ class NoiseNet(nn.Module):
         split = self.obs.out_features
         obs_part = linear(F.silu(self.obs(obs)), self.embed.weight[:, :split], self.embed.bias)
         time_part = linear(self.time(t), self.embed.weight[:, split:])
+        blocks = [block.bound() for block in self._blocks()]
+        output = self._output if torch.is_autocast_enabled(obs.device.type) else self.last.bound()
         if obs_part.numel() * len(times) <= 1 << 20:  # small: one matrix product for all steps
             steps = time_part.view(len(times), *(1,) * (obs_part.ndim - 1), -1)
             all_conditions = self._conditions(obs_part + steps)
-            return lambda x_t, i: self._trunk(x_t, all_conditions[i])
-        return lambda x_t, i: self._trunk(x_t, self._conditions(obs_part + time_part[i]))
+            return lambda x_t, i: self._trunk(x_t, all_conditions[i], blocks, output)
+        return lambda x_t, i: self._trunk(x_t, self._conditions(obs_part + time_part[i]), blocks, output)
 
     def _conditions(self, embedding: Tensor) -> Tensor:
         conditions: Tensor = self.conditions(F.silu(self.embed_out(F.silu(embedding))))
         return conditions
 
-    def _trunk(self, x_t: Tensor, conditions: Tensor) -> Tensor:
-        per_block = iter(conditions.split(self.cond_sizes, dim=-1))
+    def _blocks(self) -> list[_ResidualBlock]:
+        """All blocks in their order: the way down, the middle, the way up."""
+        return [*self.down, self.middle, *self.up]
+
+    def _trunk(self, x_t: Tensor, conditions: Tensor, blocks: Sequence[Block], output: Product) -> Tensor:
+        steps = list(zip(blocks, conditions.split(self.cond_sizes, dim=-1)))
+        depth = len(self.down)
         skips = []
         hidden = x_t
-        for block in self.down:
-            hidden = block(hidden, next(per_block))
+        for block, condition in steps[:depth]:
+            hidden = block(hidden, condition)
             skips.append(hidden)
-        hidden = self.middle(hidden, next(per_block))
-        for block in self.up:
-            hidden = block(torch.cat([skips.pop(), hidden], dim=-1), next(per_block))
-        # The last layer stays in the input's precision: its error is the sample's error.
-        with torch.autocast(x_t.device.type, enabled=False):
-            hidden = torch.cat([skips.pop(), hidden], dim=-1).to(x_t.dtype)
-            noise: Tensor = self.last(hidden)
+        middle, condition = steps[depth]
+        hidden = middle(hidden, condition)
+        for block, condition in steps[depth + 1 :]:
+            hidden = block(torch.cat([skips.pop(), hidden], dim=-1), condition)
+        return output(torch.cat([skips.pop(), hidden], dim=-1))
+
+    def _output(self, hidden: Tensor) -> Tensor:
+        # The last layer stays in the parameters' precision: its error is the sample's error.
+        with torch.autocast(hidden.device.type, enabled=False):
+            noise: Tensor = self.last(hidden.to(self.last.weight.dtype))
         return noise
 
 

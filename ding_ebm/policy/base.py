@@ -69,6 +69,14 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return state_dict
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Take an optimizer's moments from a checkpoint; learning rate and the like stay the config's."""
+    configured = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state_dict)
+    for group, options in zip(optimizer.param_groups, configured):
+        group.update(options)
+
+
 class BasePolicy(Policy):
     """A DI-engine policy whose config is checked before anything is built from it.
 
@@ -132,7 +140,10 @@ class BasePolicy(Policy):
         return self._train_iter
 
     def act(self, obs: np.ndarray, **options: Any) -> np.ndarray:
-        """Actions for a batch of observations, both in the environment's units: (E, Do) to (E, Da)."""
+        """Actions for a batch of observations, both in the environment's units: (E, Do) to (E, Da).
+
+        A policy over chunks, whose model's config has ``act_steps`` and ``cond_steps``: (E, To, Do) to (E, Ta, Da).
+        """
         raise NotImplementedError
 
     def _init_eval(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ding_ebm.config import Rule, choice, integer, number
-from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast
+from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, load_optimizer
 from ding_ebm.policy.chunk_model import check_chunks, check_facts, model_facts, raise_problems
 
 
@@ -160,6 +160,6 @@ class ChunkCloningPolicy(OfflinePolicy):
         self._check_same_data(state_dict, "resume on the same files with the same normalization and horizon_steps")
         check_facts(state_dict["facts"], self._cfg.model, "the checkpoint")
         self._model.load_state_dict(state_dict["model"])
-        self._optimizer.load_state_dict(state_dict["optimizer"])
+        load_optimizer(self._optimizer, state_dict["optimizer"])
         self._train_iter = int(state_dict["train_iter"])
         self._generator.set_state(state_dict["generator"].cpu())

@@ -34,7 +34,15 @@ from ding_ebm.model.critics import AGGREGATIONS, EnsembleQ, LogPartition, aggreg
 from ding_ebm.model.diffusion import denoising_loss, random_times, sample_actions, standard_normal
 from ding_ebm.model.energy import LABELS, GuidanceNet, cep_labels, cep_loss, log_mean_exp, mse_guidance_loss
 from ding_ebm.model.networks import NoiseNet
-from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, autocast_dtype, compiles, read_checkpoint
+from ding_ebm.policy.base import (
+    PRECISIONS,
+    OfflinePolicy,
+    autocast,
+    autocast_dtype,
+    compiles,
+    load_optimizer,
+    read_checkpoint,
+)
 from ding_ebm.policy.support import checksum, default_cache_dir, support_actions
 
 WIDTHS = sequence(integer(1))
@@ -502,7 +510,7 @@ class QGPOPolicy(OfflinePolicy):
         )
         self._model.load_state_dict(state_dict["model"])
         for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state_dict["optimizers"][name])
+            load_optimizer(optimizer, state_dict["optimizers"][name])
         self._train_iter = int(state_dict["train_iter"])
         self._generator.set_state(state_dict["generator"].cpu())
         self._support = self._support_q = None  # drawn again, or read from the cache, when they are next needed

@@ -27,7 +27,8 @@ MIXTURE = dict(
     policy=dict(model=dict(mlp=dict(mlp_dims=[256, 256], activation="relu")), learn=dict(learning_rate=1e-3))
 )
 
-# 50 environments of 25 decisions, a whole episode each, as in arXiv:2409.00588.
+# 50 environments of 25 decisions, a whole episode each, as in arXiv:2409.00588. A run is of 51 iterations
+# (--train-iter 51), over which the learning rate falls to 0.
 FINE_TUNING = dict(
     env=dict(collector_env_num=50, evaluator_env_num=50, n_evaluator_episode=50),
     policy=dict(
@@ -36,7 +37,9 @@ FINE_TUNING = dict(
         learn=dict(
             epoch_per_collect=10,
             batch_size=6250,
-            learning_rate=1e-5,
+            learning_rate=2e-5,
+            min_learning_rate=0.0,
+            learning_rate_cycle=51,
             gamma_denoising=0.95,
             clip_ratio=0.1,
             clip_ratio_base=0.1,

@@ -101,6 +101,29 @@ FINE_TUNING = dict(
     ),
 )  # fmt: skip
 
+# Both for a machine with two cores: narrower networks, a fifth of a million windows' epochs, smaller collections and
+# minibatches.
+NARROW = dict(policy=dict(model=dict(mlp=dict(mlp_dims=[256, 256, 256]))))
+CLONING_SMALL = dict(
+    policy=dict(
+        learn=dict(
+            train_epoch=20,
+            iterations_per_epoch=1000,
+            batch_size=256,
+            ema_start_iter=2000,
+            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=20000)),
+        ),
+        eval=dict(evaluator=dict(eval_freq=20000)),
+    ),
+)  # fmt: skip
+FINE_TUNING_SMALL = dict(
+    policy=dict(
+        collect=dict(n_sample=40 * 250),
+        learn=dict(batch_size=10000, learner=dict(hook=dict(save_ckpt_after_iter=25))),
+        eval=dict(evaluator=dict(eval_freq=5)),
+    ),
+)  # fmt: skip
+
 
 def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     """Cloning of the task's medium data, which DPPO fine-tunes."""
@@ -120,6 +143,18 @@ def gmm_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
 def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:
     """DPPO from the cloned policy, all steps by DDPM."""
     return online("dppo", "dppo", task, "diffusion_bc", merge(FINE_TUNING, main))
+
+
+def diffusion_bc_small(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """Cloning in some minutes on two cores."""
+    small = merge(merge(CLONING, CLONING_SMALL), NARROW)
+    return imitation("diffusion_bc_small", "diffusion_bc", task, "medium", merge(small, main))
+
+
+def dppo_small(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """DPPO from that policy, 40 000 environment steps an iteration."""
+    small = merge(merge(FINE_TUNING, FINE_TUNING_SMALL), NARROW)
+    return online("dppo_small", "dppo", task, "diffusion_bc_small", merge(small, main))
 
 
 def dppo_ddim(task: str, main: dict[str, Any] | None = None) -> Configs:

@@ -17,13 +17,15 @@ CENTERS += [(0.35, 0.26, 0.035), (0.5, 0.26, 0.035), (0.65, 0.26, 0.035)]
 
 
 class Judge:
-    """The reward of one episode, from its positions alone."""
+    """The rewards of one episode, from its positions alone; none once a touch has ended it."""
 
     def __init__(self) -> None:
         self.collided, self.mode_5, self.crossed_last = False, False, False
 
     def reward(self, x: float, y: float) -> float:
-        self.collided = self.collided or any(math.hypot(x - cx, y - cy) < contact for cx, cy, contact in CENTERS)
+        if self.collided:
+            return 0.0
+        self.collided = any(math.hypot(x - cx, y - cy) < contact for cx, cy, contact in CENTERS)
         if not self.crossed_last and y >= 0.26:
             self.crossed_last, self.mode_5 = True, x <= 0.35
         if self.collided or not 0.2 <= x <= 0.8:
@@ -50,14 +52,16 @@ def test_every_reward_equals_the_literal_twin(tracking: str) -> None:
     back, outside, last = np.zeros(num, dtype=bool), np.zeros(num, dtype=bool), first
     for t in range(104):
         obs, reward, terminated, truncated = env.step(actions[:, t])
-        assert not terminated.any() and (truncated == (t >= 99)).all()
+        if t < 100:
+            expected = [judge.reward(*point) for judge, point in zip(judges, env._actual.tolist())]
+        np.testing.assert_array_equal(terminated, [judge.collided for judge in judges], "a touch ends the episode")
+        np.testing.assert_array_equal(truncated, ~terminated & (t >= 99))
         if t >= 100:
             assert not reward.any()
             np.testing.assert_array_equal(obs, last)
             continue
         x = env._actual[:, 0]
         np.testing.assert_array_equal(obs[:, 2:], env._actual.astype(np.float32))
-        expected = [judge.reward(*point) for judge, point in zip(judges, env._actual.tolist())]
         np.testing.assert_array_equal(reward, expected)
         best = np.maximum(best, reward)
         np.testing.assert_array_equal(env.success, best >= 2)
@@ -86,7 +90,7 @@ def test_a_new_episode_has_forgotten_collision_success_and_mode() -> None:
     actions = wander(300, 100, seed=5)
     chunk, alone = env.step_chunk(actions), fresh.step_chunk(actions[rows])
     np.testing.assert_array_equal(chunk.reward[rows], alone.reward)
-    np.testing.assert_array_equal(chunk.length[rows], 100)
+    np.testing.assert_array_equal(chunk.length[rows], alone.length)
     assert not chunk.length[others].any() and not chunk.reward[others].any()
 
 
@@ -101,7 +105,9 @@ def test_single_environments_equal_the_batch_and_gymnasium_accepts_one(recwarn: 
         a, b = (env.step_chunk(actions[:, start : start + 6]) for env in (single, batch))
         for field in ("obs", "reward", "terminated", "truncated", "length"):
             np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
-    assert a.length.tolist() == [4] * 5 and a.truncated.all()
+        np.testing.assert_array_equal(single.success, batch.success)
+    assert a.length.tolist() == [4 * ended for ended in a.truncated] and (a.truncated ^ a.terminated).all()
+    assert a.truncated.any() and a.terminated.any()
     env = AvoidModesEnv()
     env.reset(seed=0)
     info = env.step(np.float32([0.0, 0.01]))[4]

@@ -10,7 +10,7 @@ import pytest
 
 from ding_ebm.envs.avoid import AvoidBatch, AvoidEnv
 from ding_ebm.envs.batch import BatchEnv, ChunkStep, GymBatch, step_chunk_by_steps
-from ding_ebm.envs.registry import make_env
+from ding_ebm.envs.registry import make_batch_env, make_env
 
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
 
@@ -70,6 +70,42 @@ def test_batch_of_single_environments_equals_the_vectorized_one() -> None:
             for a, b in zip(single.step(action), vectorized.step(action)):
                 assert a.dtype == b.dtype
                 np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(single.success, vectorized.success)
+
+
+class Reports(AvoidEnv):
+    """Reports success in steps only, and only after the third, true in every other one."""
+
+    def reset(self, **options):
+        self._made = 0
+        return super().reset(**options)[0], {}
+
+    def step(self, action):
+        self._made += 1
+        *others, _ = super().step(action)
+        return *others, {"success": np.bool_(self._made % 2 == 0)} if self._made > 3 else {}
+
+
+def test_success_is_what_was_reported_last_and_is_unknown_until_then() -> None:
+    batch = GymBatch(lambda: Reports(max_episode_steps=6), 2)
+    batch.reset([0, 1])
+    said = []
+    for _ in range(8):
+        batch.step(np.zeros((2, 2)))
+        said.append(None if batch.success is None else batch.success.tolist())
+    # the limit comes after the sixth step, and what has ended stays as it is
+    assert said == [None] * 3 + [[True] * 2, [False] * 2] + [[True] * 2] * 3
+    held = batch.success
+    batch.reset([5], [1])
+    assert batch.success.tolist() == [True, False] and held.tolist() == [True, True]
+
+
+@needs_mujoco
+def test_running_has_no_notion_of_success() -> None:
+    for env in (GymBatch(lambda: make_env("hopper"), 1), make_batch_env("hopper", 1)):
+        env.reset([0])
+        env.step(np.zeros((1, 3)))
+        assert env.success is None
 
 
 class Odd(AvoidEnv):

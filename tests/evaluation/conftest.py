@@ -1,4 +1,4 @@
-"""A run folder as the host leaves it, with a tiny policy that has learned nothing."""
+"""Run folders as the host leaves them, with tiny policies that have learned nothing."""
 
 from __future__ import annotations
 
@@ -28,6 +28,22 @@ main_config, create_config = offline(
     ),
 )
 """
+CHUNKS = """
+from dizoo_configs.builder import imitation, online
+
+tiny = dict(
+    model=dict(horizon_steps=4, act_steps=3, cond_steps=2, denoising_steps=3, time_dim=4, mlp=dict(mlp_dims=[8, 8, 8])),
+)
+"""
+CLONING = f"""{CHUNKS}
+tiny.update(learn=dict(train_epoch=3, iterations_per_epoch=10), eval=dict(evaluator=dict(eval_freq=30)))
+main_config, create_config = imitation("diffusion_bc", "diffusion_bc", "avoid_m1", "demonstrations", dict(policy=tiny))
+"""
+FINE_TUNING = f"""{CHUNKS}
+tiny.update(sampler=dict(ft_denoising_steps=2))
+main_config, create_config = online("dppo", "dppo", "avoid_m1", "diffusion_bc", dict(policy=tiny))
+main_config.policy.base_policy_path = None
+"""
 
 
 class Run(NamedTuple):
@@ -37,19 +53,29 @@ class Run(NamedTuple):
     checkpoint: Path
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """A run of seed 7, at iteration 30 of 30; its actions span the environment's."""
-    config = tmp_path / "tiny_config.py"
-    config.write_text(CONFIG, "utf-8")
+def make_run(folder: Path, text: str) -> Run:
+    """A run of seed 7, at iteration 30; its actions span the environment's."""
+    config = folder / "tiny_config.py"
+    config.write_text(text, "utf-8")
     torch.manual_seed(0)
     policy = create_policy(read_run_config(config).policy, enable_field=["learn"])
     state = {**policy.learn_mode.state_dict(), "train_iter": 30, "last_iter": 30, "last_step": 0}
     state["model"]["action_normalizer.scale"].fill_(0.01)
-    checkpoint = tmp_path / "run" / "ckpt" / "iteration_30.pth.tar"
+    checkpoint = folder / "run" / "ckpt" / "iteration_30.pth.tar"
     checkpoint.parent.mkdir(parents=True)
     torch.save(state, checkpoint)
-    (tmp_path / "run" / "total_config.py").write_text(
-        "exp_config = {\n    'env': {'seed': 3},\n    'seed': 7\n}\n", "utf-8"
-    )
+    note = "exp_config = {\n    'env': {'seed': 3},\n    'seed': 7\n}\n"
+    (folder / "run" / "total_config.py").write_text(note, "utf-8")
     return Run(config, checkpoint)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Of a guided policy over single actions."""
+    return make_run(tmp_path, CONFIG)
+
+
+@pytest.fixture(params=["diffusion_bc", "dppo"])
+def chunk_run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    """Of a policy over chunks of 3 actions that sees 2 observations."""
+    return make_run(tmp_path, {"diffusion_bc": CLONING, "dppo": FINE_TUNING}[request.param])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from easydict import EasyDict
 
 from ding_ebm.config import ConfigError
 from ding_ebm.envs.registry import make_batch_env
-from ding_ebm.evaluation.checkpoint import evaluate_checkpoint, load_policy
+from ding_ebm.evaluation.checkpoint import evaluate_checkpoint, load_policy, rollout_policy
 from ding_ebm.evaluation.rollout import rollout
+from ding_ebm.evaluation.statistics import success_interval
+from ding_ebm.host.env import ChunkTaskEnv
 
 OBS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
@@ -48,8 +51,9 @@ def test_a_result_is_the_rollout_of_the_policy_with_its_facts(run):
     for result, scale in zip(results, (0.0, 1.0)):
         policy.eval_mode.reset()
         act = lambda obs, scale=scale: policy.act(obs, guidance_scale=scale)  # noqa: E731
-        returns = rollout(act, make_batch_env("avoid", 2), [5, 6, 7]).returns
-        assert result.mean == pytest.approx(returns.mean(), abs=1e-4)
+        episodes = rollout(act, make_batch_env("avoid", 2), [5, 6, 7])
+        assert result.mean == pytest.approx(episodes.returns.mean(), abs=1e-4)
+        assert result.success == pytest.approx(episodes.success.mean(), abs=1e-4)
         assert (result.task, result.data, result.policy) == ("avoid", "one+two", "ebm_qgpo")
         assert (result.guidance_scale, result.episodes, result.seed, result.train_iter) == (scale, 3, 7, 30)
         assert result.command == "typed"
@@ -63,6 +67,46 @@ def test_a_second_evaluation_repeats_the_first_whatever_other_scales_are_asked_f
 
 def test_the_scales_of_the_config_are_the_default(run):
     assert [r.guidance_scale for r in evaluate_checkpoint(*run, **options(scales=None))] == [1.0, 0.0]
+
+
+# Policies over chunks.
+
+
+def test_a_chunk_policy_is_evaluated_on_the_episodes_of_a_loop_over_the_hosts_environment(chunk_run):
+    policy, returns = load_policy(*chunk_run), []
+    policy.eval_mode.reset()
+    for seed in (5, 6, 7):
+        env = ChunkTaskEnv(EasyDict(env_id="avoid_m1", act_steps=3, cond_steps=2))
+        env.seed(seed)
+        obs, done = env.reset(), False
+        while not done:
+            step = env.step(policy.act(obs[None])[0])
+            obs, done = step.obs, step.done
+        returns.append(step.info["eval_episode_return"])
+    episodes = rollout_policy(policy, make_batch_env("avoid_m1", 1), [5, 6, 7])
+    np.testing.assert_allclose(episodes.returns, returns, atol=1e-9)
+    (result,) = evaluate_checkpoint(*chunk_run, **options(scales=None, num_envs=1))
+    assert result.mean == pytest.approx(np.mean(returns), abs=1e-4)
+    share = success_interval(episodes.success)
+    assert (result.success, result.success_low, result.success_high) == pytest.approx(
+        (share.estimate, share.low, share.high), abs=1e-4
+    )
+    facts = (result.task, result.policy, result.guidance_scale, result.seed, result.train_iter)
+    assert facts == ("avoid_m1", policy._cfg.type, None, 7, 30)
+    assert result.data == {"diffusion_bc": "avoid_m1_demonstrations", "dppo": ""}[result.policy]
+
+
+def test_a_second_evaluation_of_a_chunk_policy_repeats_the_first(chunk_run):
+    policy, env = load_policy(*chunk_run), make_batch_env("avoid_m1", 3)
+    first, again = (rollout_policy(policy, env, range(5), keep_trajectories=True) for _ in range(2))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(first.trajectories, again.trajectories))
+
+
+def test_a_guidance_scale_for_a_policy_without_guidance_is_refused_before_its_checkpoint_is_read(chunk_run):
+    chunk_run.checkpoint.unlink()
+    message = "has no guidance: a guidance scale \\(--guidance-scale\\) does not apply to it"
+    with pytest.raises(ValueError, match=message):
+        evaluate_checkpoint(*chunk_run, **options())
 
 
 def test_the_seed_of_a_run_without_a_note_must_be_given(run):

@@ -89,7 +89,8 @@ def test_exact_guidance_is_near_the_floor_and_no_guidance_is_not():
 def test_every_picture_is_drawn(policy, tmp_path):
     data = make_demonstrations(10, seed=0)
     ways = data_ways(data)
-    episodes = Episodes(ways.returns, data.episode_lengths(), np.ones(10, bool), [np.tile(p, 2) for p in ways.paths])
+    paths = [np.tile(path, 2) for path in ways.paths]
+    episodes = Episodes(ways.returns, data.episode_lengths(), np.ones(10, bool), None, paths)
     plot_ways(tmp_path / "ways.png", [ways, policy_ways("policy", episodes)])
     plot_energy(tmp_path / "energy.png", value_map(policy, data), [decision(policy, name, 1.0, 9, 5) for name in "AB"])
     plot_scales(

@@ -22,7 +22,7 @@ from ding_ebm.evaluation.results import (
     report,
     result_table,
 )
-from ding_ebm.evaluation.statistics import episode_interval
+from ding_ebm.evaluation.statistics import episode_interval, success_interval
 
 FACTS = dict(
     task="hopper", data="hopper_medium", policy="ebm_qgpo", guidance_scale=1.0, seed=0, train_iter=40, command='a, "b"'
@@ -31,31 +31,46 @@ FACTS = dict(
 
 def result(seed: int = 0, normalized: float = 50.0, **changes):
     returns = np.array([1.0, 2.0, 6.0]) - 20.272305
-    return replace(make_result(returns, **FACTS), seed=seed, normalized=normalized, **changes)
+    return replace(make_result(returns, None, **FACTS), seed=seed, normalized=normalized, **changes)
 
 
 def test_a_row_holds_mean_interval_and_score():
     returns = np.array([100.0, 300.0, 50.0, 1000.0])
-    row = make_result(returns, **FACTS)
+    row = make_result(returns, None, **FACTS)
     interval = episode_interval(returns)
     assert (row.mean, row.low, row.high) == (362.5, pytest.approx(interval.low), pytest.approx(interval.high))
     assert row.normalized == pytest.approx(100.0 * (362.5 + 20.272305) / (3234.3 + 20.272305), abs=0.01)
     assert row.episodes == 4
+    assert (row.success, row.success_low, row.success_high) == (None, None, None)
+
+
+def test_a_row_of_a_task_with_success_holds_its_share_and_interval():
+    success = np.array([True, False, True, True])
+    row = make_result(np.arange(4.0), success, **FACTS)
+    interval = success_interval(success)
+    assert row.success == 0.75
+    assert (row.success_low, row.success_high) == pytest.approx((interval.low, interval.high), abs=1e-4)
+    assert make_result(np.arange(4.0), ~success, **FACTS).success == 0.25
 
 
 def test_rows_come_back_from_the_file_as_they_went_in(tmp_path):
     path = tmp_path / "new" / "results.csv"
-    rows = [result(0), result(1, -3.25, guidance_scale=0.5)]
+    known = dict(success=0.0, success_low=0.0, success_high=0.5614)
+    rows = [result(0), result(1, -3.25, guidance_scale=0.5), result(2, guidance_scale=None, **known)]
     append_results(path, rows[:1])
     append_results(path, rows[1:])
     assert read_results(path) == rows
     with path.open(newline="") as file:
         lines = list(csv.reader(file))
     assert ",".join(lines[0]) == (
-        "task,data,policy,guidance_scale,episodes,mean,low,high,normalized,seed,train_iter,commit,command"
+        "task,data,policy,guidance_scale,episodes,mean,low,high,normalized,success,success_low,success_high,"
+        "seed,train_iter,commit,command"
     )
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert lines[1][-1] == 'a, "b"'
+    # what is not known is an empty cell, not a zero
+    assert [line[3] for line in lines[1:]] == ["1.0", "0.5", ""]
+    assert [line[9:12] for line in lines[1:]] == [[""] * 3, [""] * 3, ["0.0", "0.0", "0.5614"]]
 
 
 def test_a_file_with_other_columns_is_neither_read_nor_written(tmp_path):
@@ -67,7 +82,11 @@ def test_a_file_with_other_columns_is_neither_read_nor_written(tmp_path):
     assert path.read_text() == "task,return\nhopper,3\n"
 
 
-@pytest.mark.parametrize("line", ["hopper,d,p,one" + ",1" * 9, "hopper,d,p,1"])
+@pytest.mark.parametrize(
+    "line",
+    ["hopper,d,p,one" + ",1" * 12, "hopper,d,p,1,1,1,1," + ",1" * 8, "hopper,d,p,1", "hopper,d,p" + ",1" * 14],
+    ids=["no number", "an empty cell", "too short", "too long"],
+)
 def test_a_malformed_row_is_named_by_its_line(tmp_path, line):
     path = tmp_path / "results.csv"
     path.write_text(f"{','.join(COLUMNS)}\n{line}\n")
@@ -116,6 +135,13 @@ def test_scales_are_not_mixed():
     assert [cells(text, line)[5].strip() for line in (2, 3)] == ["0.0", "20.0"]
 
 
+def test_policies_without_guidance_stand_beside_guided_ones():
+    text = report([result(seed, guidance_scale=scale) for seed in range(2) for scale in (1.0, None, -2.0)])
+    assert [cells(text, line)[3].strip() for line in (2, 3, 4)] == ["-", "-2", "1"]
+    with pytest.raises(ValueError, match="seed 0 of ebm_qgpo on hopper at scale - is given twice"):
+        report([result(0, guidance_scale=None, data="")] * 2)
+
+
 def test_a_run_that_is_given_twice_is_refused():
     with pytest.raises(ValueError, match="seed 1 of ebm_qgpo on hopper_medium at scale 1 is given twice"):
         report([result(0), result(1), result(1, train_iter=50)])
@@ -135,6 +161,15 @@ def test_the_table_for_people_has_a_line_a_result():
     lines = result_table([result(), result(guidance_scale=0.5)]).splitlines()
     assert len(lines) == 4
     assert "-17.27" in lines[2]
+
+
+def test_the_table_shows_success_only_where_a_task_has_it():
+    without, known = result(), result(success=0.5, success_low=0.25, success_high=0.75)
+    assert "success" not in result_table([without])
+    header, _, *lines = result_table([without, known]).splitlines()
+    assert header.split()[-4:] == ["success", "95", "%", "interval"]
+    assert lines[0].split()[-2:] == ["-", "-"]
+    assert lines[1].endswith("0.500  0.250 to 0.750")
 
 
 def test_a_data_set_is_described_by_its_episodes():

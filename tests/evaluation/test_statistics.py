@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ding_ebm.evaluation.statistics import episode_interval, iqm, mean, run_interval
+from ding_ebm.evaluation.statistics import episode_interval, iqm, mean, run_interval, success_interval
 
 
 def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
@@ -69,6 +69,40 @@ def test_a_run_counts_once_however_many_episodes_stand_behind_it():
     over_runs = run_interval([[run.mean() for run in runs]], mean)
     assert over_episodes.estimate == pytest.approx(over_runs.estimate)
     assert over_runs.high - over_runs.low > 10.0 * (over_episodes.high - over_episodes.low)
+
+
+# Newcombe 1998, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, table I.
+PUBLISHED = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
+
+
+@pytest.mark.parametrize(("hits", "n", "low", "high"), PUBLISHED)
+def test_the_interval_of_a_share_is_the_published_one_and_mirrors_that_of_failures(hits, n, low, high):
+    success = np.arange(n) < hits
+    interval = success_interval(success)
+    assert interval.estimate == hits / n
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    failures = success_interval(~success)
+    assert (failures.low, failures.high) == (pytest.approx(1.0 - interval.high), pytest.approx(1.0 - interval.low))
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_ends_of_the_interval_of_a_share_are_those_that_the_score_test_just_accepts(level):
+    interval = success_interval(np.arange(40) < 13, level)
+    quantile = {0.8: 1.2815515655446, 0.95: 1.9599639845401}[level]
+    for p in (interval.low, interval.high):
+        assert abs(13 / 40 - p) / np.sqrt(p * (1.0 - p) / 40) == pytest.approx(quantile, abs=1e-9)
+
+
+def test_all_successes_leave_room_for_failures_where_the_bootstrap_leaves_none():
+    always = np.ones(200, dtype=bool)
+    assert success_interval(always).high == 1.0 > success_interval(always).low > 0.97
+    assert episode_interval(always.astype(float)).low == 1.0
+
+
+@pytest.mark.parametrize("success", [[], [0.5, 1.0], [1, 0], [[True]]])
+def test_a_share_of_what_are_no_successes_is_refused(success):
+    with pytest.raises(ValueError, match=r"needs booleans \(n,\), n >= 1, got"):
+        success_interval(success)
 
 
 def test_the_same_seed_gives_the_same_interval():

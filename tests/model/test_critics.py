@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from ding_ebm.model.critics import EnsembleQ, LogPartition, aggregate, in_support_value
 
 
-def ensemble(num_critics: int = 3, dtype: torch.dtype = torch.float64) -> EnsembleQ:
+def ensemble(num_critics: int = 3, dtype: torch.dtype = torch.float64, layer_norm: bool = False) -> EnsembleQ:
     torch.manual_seed(0)
-    return EnsembleQ(5, 2, (16, 8), num_critics).to(dtype)
+    return EnsembleQ(5, 2, (16, 8), num_critics, layer_norm).to(dtype)
 
 
 def separate(critics: EnsembleQ, n: int) -> nn.Sequential:
     """Critic n as a stack of torch's own layers that takes the concatenated input."""
     layers: list[nn.Module] = []
     critic = critics.critics[n]
-    for ours in (critic.first, *critic.hidden, critic.last):
+    for ours, norm in zip((critic.first, *critic.hidden, critic.last), (*critic.norms, nn.Identity())):
         layer = nn.Linear(ours.in_features, ours.out_features, dtype=ours.weight.dtype)
         layer.load_state_dict(ours.state_dict())
-        layers += [layer, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        layers += [layer, norm, nn.ReLU()]
+    return nn.Sequential(*layers[:-2])
 
 
 @pytest.fixture
@@ -32,10 +32,11 @@ def data(generator) -> tuple[Tensor, Tensor]:
     return (torch.randn(6, 5, generator=generator).double(), torch.randn(6, 4, 2, generator=generator).double())
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("num_critics", [1, 2, 5])
-def test_an_ensemble_is_a_loop_over_separate_networks(num_critics, data):
+def test_an_ensemble_is_a_loop_over_separate_networks(num_critics, layer_norm, data):
     obs, actions = data
-    critics = ensemble(num_critics)
+    critics = ensemble(num_critics, layer_norm=layer_norm)
     values = critics(obs, actions[:, 0])
     assert values.shape == (num_critics, 6)
     for n in range(num_critics):
@@ -50,6 +51,15 @@ def test_many_actions_of_a_state_get_the_values_that_they_get_one_by_one(data):
     assert values.shape == (3, 6, 4)
     for j in range(4):
         torch.testing.assert_close(values[..., j], critics(obs, actions[:, j]), rtol=0.0, atol=1e-12)
+
+
+def test_a_normalized_critic_is_bounded_in_the_action_and_a_plain_one_is_not():
+    # A normalized hidden layer of width n has norm sqrt(n), whatever the action.
+    plain, normalized = ensemble(1), ensemble(1, layer_norm=True)
+    obs, far = torch.ones(1, 5, dtype=torch.float64), torch.full((1, 2), 1e9, dtype=torch.float64)
+    critic = normalized.critics[0]
+    bound = math.sqrt(8) * critic.last.weight.norm() + critic.last.bias.abs()
+    assert normalized(obs, far).abs() <= bound.item() < 1e3 < plain(obs, far).abs()
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (1, 1, 2), (1, 4, 2)])

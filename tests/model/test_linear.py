@@ -134,6 +134,28 @@ def test_a_kept_layout_is_given_up_when_the_weight_changes(products, change):
         torch.testing.assert_close(both(), right(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 32, 32), (10, 8, 32), (10, 200, 200), (10, 256, 4), (300, 64, 64)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_bound_layer_is_the_layer_and_its_transpose(size, grad):
+    rows, n_in, n_out = size
+    layer, x, y = Linear(n_in, n_out), inputs(rows, n_in), inputs(rows, n_out)
+    with torch.set_grad_enabled(grad):
+        forward, backward = layer.bound(), layer.bound(transpose=True)
+        for _ in range(2):
+            torch.testing.assert_close(forward(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(backward(y), y @ layer.weight, rtol=1e-5, atol=1e-5)
+        assert forward(x).requires_grad is grad
+
+
+@torch.no_grad()
+def test_a_layer_bound_anew_sees_that_its_weight_has_changed(products):
+    layer, x = Linear(200, 200), inputs(10, 200)
+    for _ in range(2):
+        torch.testing.assert_close(layer.bound()(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+        layer.weight.mul_(-1.0)
+    assert len(products) == 2
+
+
 @torch.no_grad()
 def test_a_layer_with_a_kept_layout_is_copied_and_saved_without_it(tmp_path):
     layer, x = Linear(16, 16), inputs(10, 16)

@@ -18,8 +18,9 @@ from torch import Tensor
 from ding_ebm.config import ConfigError
 from ding_ebm.diffusion.schedules import CosineSchedule
 from ding_ebm.model.chains import chunk_loss
+from ding_ebm.policy import dppo
 from ding_ebm.policy.dppo import DPPOPolicy, stacked
-from ding_ebm.policy.ppo import clip_ratios
+from ding_ebm.policy.ppo import clip_ratios, value_loss
 
 TP, TA, TO, K, DO, DA = 4, 3, 2, 10, 4, 2
 MODEL = dict(
@@ -169,6 +170,30 @@ def test_a_pass_uses_every_row_at_most_once_and_leaves_less_than_a_minibatch_out
     used = torch.cat(batches)
     assert len(used.unique()) == 40 and int(used.max()) < 48
     assert not torch.equal(torch.cat(policy._shuffled(48)), used)
+
+
+@pytest.mark.parametrize("value_clip", [None, 0.05])
+def test_the_pieces_of_a_minibatch_add_up_to_it(monkeypatch, value_clip):
+    """Their twin for the critic: the loss over single rows, though it is evaluated once for all rows of a decision."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    chosen = torch.randperm(72, generator=torch.Generator().manual_seed(0))[:70]
+    gradients, metrics = [], []
+    for rows, pieces in ((72, 1), (13, 6)):
+        monkeypatch.setattr(dppo, "_ROWS_A_THREAD", rows)
+        policy = policy_of(dict(learn=dict(value_clip=value_clip)))
+        batch = policy._prepared(collection(policy))
+        batch["value"] += 0.1 * torch.randn(18, generator=torch.Generator().manual_seed(0))
+        critic, of_rows = list(policy._model.critic.parameters()), chosen // 4
+        value, old, target = policy._model.critic(batch["obs"][of_rows]), batch["value"][of_rows], batch["target"]
+        expected = torch.autograd.grad(0.5 * value_loss(value, old, target[of_rows], value_clip), critic)
+        calls, losses = [], policy._losses
+        policy._losses = lambda *given, calls=calls, losses=losses: (calls.append(given), losses(*given))[1]
+        metrics.append(policy._update(batch, chosen))
+        assert len(calls) == pieces
+        gradients.append([p.grad for p in (*policy._model.fine_tuned.parameters(), *critic)])
+        torch.testing.assert_close(gradients[-1][-len(critic) :], list(expected), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-4, abs=1e-6)
 
 
 def test_it_climbs_to_the_best_action_of_a_bandit_and_its_base_stays():

@@ -175,6 +175,23 @@ def test_so_does_a_checkpoint_under_every_option(overrides, done, make_policy, m
     assert [name for name, value in parameters(resumed).items() if not torch.equal(value, theirs[name])] == []
 
 
+def test_a_run_that_is_resumed_at_another_learning_rate_takes_it(make_policy, make_dataset, run):
+    dataset = make_dataset()
+    policy = make_policy({}, dataset)
+    run(policy, dataset, 2)
+    state, batch = through_a_file(policy.learn_mode.state_dict()), dataset.__getitems__(range(32))
+    steps = []
+    for factor in (1.0, 10.0):
+        rate = factor * policy._cfg.learn.learning_rate
+        resumed = make_policy(dict(learn=dict(learning_rate=rate)), dataset)
+        # Through a file each time: an optimizer goes on in the very tensors that it is given.
+        resumed.learn_mode.load_state_dict(through_a_file(state))
+        before = resumed._model.behavior.last.weight.clone()
+        resumed.learn_mode.forward(batch)
+        steps.append(resumed._model.behavior.last.weight - before)
+    torch.testing.assert_close(steps[1], 10.0 * steps[0], rtol=1e-3, atol=1e-7)
+
+
 def test_without_the_optimizers_the_next_update_would_differ(make_policy, make_dataset, run):
     # The negative control of the test above: it can tell.
     dataset = make_dataset()
@@ -692,7 +709,7 @@ def test_the_energy_stage_says_that_it_needs_the_states(make_policy, dataset, ru
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(key, iteration, name, make_policy, dataset, run):
     policy = make_policy({}, dataset)
     run(policy, dataset, iteration)
-    batch = dataset.__getitems__(range(32))
+    batch = dict(dataset.__getitems__(range(32)))
     batch[key] = torch.full_like(batch[key], math.nan)
     with pytest.raises(FloatingPointError, match=f"{name} is nan at iteration {iteration}"):
         policy.learn_mode.forward(batch)
