@@ -111,6 +111,15 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--denoising-steps", type=_positive, metavar="K", help="its denoising_steps, kept beside the weights"
     )
     dppo.add_argument(
+        "--ft-denoising-steps",
+        type=_positive,
+        metavar="F",
+        help="of a fine-tuned policy: its ft_denoising_steps, kept in the same way",
+    )
+    dppo.add_argument(
+        "--ddim-steps", type=_positive, metavar="S", help="of a policy fine-tuned by DDIM: its ddim_steps"
+    )
+    dppo.add_argument(
         "--norm-eps", type=float, default=1e-5, help="of a U-Net: its groupnorm_eps; default: %(default)s"
     )
 
@@ -251,7 +260,8 @@ def _convert_dppo(options: argparse.Namespace) -> int:
         horizon=options.horizon,
         norm_eps=options.norm_eps,
     )
-    write_policy(checkpoint, options.out, options.denoising_steps)
+    steps = (options.denoising_steps, options.ft_denoising_steps, options.ddim_steps)
+    write_policy(checkpoint, options.out, *steps)
     stage = "pre-trained" if checkpoint.fine_tuned is None else "fine-tuned"
     sizes = ", ".join(f"{key} {value}" for key, value in checkpoint.arguments.items())
     print(f"{options.out}: {stage} {checkpoint.kind} policy, weights {checkpoint.weights}; {sizes}")

@@ -145,7 +145,13 @@ def read_dppo_checkpoint(
     )
 
 
-def write_policy(checkpoint: DppoCheckpoint, path: str | Path, denoising_steps: int | None = None) -> None:
+def write_policy(
+    checkpoint: DppoCheckpoint,
+    path: str | Path,
+    denoising_steps: int | None = None,
+    ft_denoising_steps: int | None = None,
+    ddim_steps: int | None = None,
+) -> None:
     """Write it as a torch file of tensors and plain values.
 
     The file holds ``model``, of a fine-tuned policy ``fine_tuned`` and ``critic``, ``normalizer`` (``obs`` and
@@ -155,10 +161,18 @@ def write_policy(checkpoint: DppoCheckpoint, path: str | Path, denoising_steps: 
         checkpoint: The policy.
         path: A file that does not exist; its folder is made.
         denoising_steps: K that the policy was trained with, which the reference writes nowhere; None if unknown.
+        ft_denoising_steps: F that it was fine-tuned with, in the same way.
+        ddim_steps: Number of steps by DDIM that it was fine-tuned with, None where by DDPM.
+
+    Raises:
+        FileExistsError: If there is such a file.
+        ValueError: If steps of fine-tuning are given for a pre-trained policy.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it or choose another name")
+    if checkpoint.fine_tuned is None and (ft_denoising_steps, ddim_steps) != (None, None):
+        raise ValueError("ft_denoising_steps and ddim_steps are of a fine-tuned policy; this one is pre-trained")
     meta = dict(
         kind=checkpoint.kind,
         arguments=checkpoint.arguments,
@@ -166,6 +180,8 @@ def write_policy(checkpoint: DppoCheckpoint, path: str | Path, denoising_steps: 
         weights=checkpoint.weights,
         step=checkpoint.step,
         denoising_steps=denoising_steps,
+        ft_denoising_steps=ft_denoising_steps,
+        ddim_steps=ddim_steps,
     )
     parts = dict(model=checkpoint.network, fine_tuned=checkpoint.fine_tuned, critic=checkpoint.critic)
     content: dict[str, Any] = {name: state for name, state in parts.items() if state is not None}

@@ -25,7 +25,7 @@ from ding_ebm.model.diffusion_mlp import DiffusionMLP
 from ding_ebm.model.unet import Unet1D
 
 WIDTHS = sequence(integer(1))
-NETWORKS = ("mlp", "unet")
+NETWORKS: dict[str, type[DiffusionMLP] | type[Unet1D]] = {"mlp": DiffusionMLP, "unet": Unet1D}
 
 CHUNK_MODEL = dict(
     # (str) Name of the task that the model is of; a checkpoint of another task is refused. The task must say it.
@@ -148,28 +148,34 @@ def model_facts(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_facts(recorded: Mapping[str, Any], model: Mapping[str, Any], path: str) -> None:
+    """Refuse a checkpoint whose recorded facts are not the config's; see :func:`check_same`."""
+    check_same(recorded, model_facts(model), path)
+
+
+def check_same(there: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:
     """Refuse a checkpoint whose model is not the config's.
 
     Raises:
         ValueError: Names both values of everything that differs.
     """
-    here = model_facts(model)
     differing = [
-        f"{key} is {recorded.get(key)!r} there and {here.get(key)!r} here"
-        for key in {**here, **recorded}
-        if recorded.get(key) != here.get(key)
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in {**here, **there}
+        if there.get(key) != here.get(key)
     ]
     if differing:
         raise ValueError(f"{path} is of another model: {'; '.join(differing)}")
 
 
+def network_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What builds the noise network that a model's config asks for."""
+    names = ("obs_dim", "action_dim", "cond_steps", "horizon_steps", "time_dim", "cond_mlp_dims")
+    return {**{name: model[name] for name in names}, **model[model["network"]]}
+
+
 def make_network(model: Mapping[str, Any]) -> nn.Module:
     """The noise network that a model's config asks for."""
-    sizes = (model["obs_dim"], model["action_dim"], model["cond_steps"], model["horizon_steps"])
-    shared = dict(time_dim=model["time_dim"], cond_mlp_dims=model["cond_mlp_dims"])
-    if model["network"] == "unet":
-        return Unet1D(*sizes, **shared, **model["unet"])
-    return DiffusionMLP(*sizes, **shared, **model["mlp"])
+    return NETWORKS[model["network"]](**network_arguments(model))
 
 
 def make_plan(model: Mapping[str, Any], sampler: Mapping[str, Any], eta: float = 0.0) -> DenoisingPlan:

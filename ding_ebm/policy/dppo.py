@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +29,8 @@ from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.model.chains import REDUCTIONS, chain_means, chunk_log_prob, sample_chunks
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.diffusion import standard_normal
-from ding_ebm.policy.base import BasePolicy, load_optimizer, read_checkpoint
+from ding_ebm.policy.base import BasePolicy, load_optimizer
+from ding_ebm.policy.base_checkpoint import take_base
 from ding_ebm.policy.chunk_model import (
     DIFFUSION_MODEL,
     DIFFUSION_RULES,
@@ -81,7 +81,8 @@ class DPPOPolicy(BasePolicy):
         type="dppo",
         # (bool) It learns from what it has just collected.
         on_policy=True,
-        # (str) Checkpoint of a cloned policy to fine-tune, or the folder of its run; the task must say it.
+        # (str) Checkpoint of a cloned policy to fine-tune, or the folder of its run, or a policy of the reference
+        # implementation that ding-ebm convert has written; the task must say it.
         base_policy_path=None,
         model=dict(
             DIFFUSION_MODEL,
@@ -227,7 +228,7 @@ class DPPOPolicy(BasePolicy):
         self._clip = torch.tensor(ranges, device=self._device)
         self._discount = torch.tensor([learn.gamma_denoising ** (count - 1 - i) for i in range(count)]).to(self._device)
         if self._cfg.base_policy_path is not None:
-            self._take_base(self._cfg.base_policy_path)
+            take_base(model, self._cfg, self._cfg.base_policy_path)
 
     def _set_plan(self) -> None:
         sampler = self._cfg.sampler
@@ -484,16 +485,6 @@ class DPPOPolicy(BasePolicy):
 
     # State.
 
-    def _take_base(self, path: str) -> None:
-        """Both networks and the normalizers from a cloned policy's checkpoint."""
-        state = read_checkpoint(str(newest_checkpoint(path)))
-        check_facts(state["facts"], self._cfg.model, str(path))
-        cloned = state["model"]
-        for part in ("obs_normalizer", "action_normalizer"):
-            getattr(self._model, part).load_state_dict(_part(cloned, part))
-        for network in (self._model.base, self._model.fine_tuned):
-            network.load_state_dict(_part(cloned, "network_ema"))
-
     def _monitor_vars_learn(self) -> list[str]:
         return [
             "policy_loss", "value_loss", "approximate_kl", "clip_fraction", "ratio_mean", "explained_variance",
@@ -532,33 +523,6 @@ def stacked(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     for key in ("terminated", "boundary"):
         columns[key] = columns[key].reshape(len(rows)).bool()
     return {key: column.unsqueeze(1) for key, column in columns.items()}
-
-
-def newest_checkpoint(path: str | Path) -> Path:
-    """The file itself, or of a run's folder the checkpoint of the latest iteration.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    folder = Path(path)
-    if folder.is_file():
-        return folder
-    found = {
-        int(file.name.split("_")[1].split(".")[0]): file
-        for place in (folder, folder / "ckpt")
-        for file in place.glob("iteration_*.pth.tar")
-    }
-    if not found:
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: give a file, or the folder of a run of ding -m serial_offline with a "
-            "diffusion_bc config, whose ckpt/ holds iteration_*.pth.tar"
-        )
-    return found[max(found)]
-
-
-def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The entries of one module of a model's state."""
-    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 @POLICY_REGISTRY.register("dppo_command")

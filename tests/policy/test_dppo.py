@@ -19,7 +19,7 @@ from ding_ebm.config import ConfigError
 from ding_ebm.diffusion.schedules import CosineSchedule
 from ding_ebm.model.chains import chunk_loss
 from ding_ebm.policy import dppo
-from ding_ebm.policy.dppo import DPPOPolicy, newest_checkpoint, stacked
+from ding_ebm.policy.dppo import DPPOPolicy, stacked
 from ding_ebm.policy.ppo import clip_ratios, value_loss
 
 TP, TA, TO, K, DO, DA = 4, 3, 2, 10, 4, 2
@@ -350,11 +350,3 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path):
     for action, error, message in cases:
         with pytest.raises(error, match=message):
             action()
-
-
-def test_the_newest_checkpoint_of_a_folder_is_that_of_the_latest_iteration(tmp_path):
-    (tmp_path / "ckpt").mkdir()
-    for number in (5, 100, 20):
-        (tmp_path / "ckpt" / f"iteration_{number}.pth.tar").touch()
-    for place in (tmp_path, tmp_path / "ckpt", tmp_path / "ckpt" / "iteration_100.pth.tar"):
-        assert newest_checkpoint(place).name == "iteration_100.pth.tar"
