@@ -59,18 +59,24 @@ PARTS = ("all", POLICY, STEPPING, PREPARING, "update")
 
 
 class ChunkWrapper(gymnasium.Wrapper):
-    """Executes a chunk of actions, up to the end of the episode; its reward is the sum."""
+    """Executes a chunk of normalized actions, up to the end of the episode, and normalizes the observation after it.
+
+    Our side does the latter in the policy.
+    """
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
-        low, high = (np.repeat(bound[None], CHUNK, axis=0) for bound in (env.action_space.low, env.action_space.high))
-        self.action_space = gymnasium.spaces.Box(low, high, dtype=env.action_space.dtype)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (CHUNK, ACTION), np.float32)
+        self._obs_min, self._obs_max = -np.ones(OBS), np.ones(OBS)
+        self._action_min, self._action_max = -SCALE * np.ones(ACTION), SCALE * np.ones(ACTION)
 
     def step(self, chunk: np.ndarray) -> tuple[Any, ...]:
-        """One decision."""
+        """One decision; its reward is the sum."""
         total = 0.0
         for action in chunk:
-            obs, reward, terminated, truncated, info = self.env.step(action)
+            raw = (action + 1) / 2 * (self._action_max - self._action_min) + self._action_min
+            obs, reward, terminated, truncated, info = self.env.step(raw)
+            obs = 2 * ((obs - self._obs_min) / (self._obs_max - self._obs_min + 1e-6) - 0.5)
             total += reward
             if terminated or truncated:
                 break
@@ -120,7 +126,7 @@ class Reference:
                 with clock.part(POLICY):
                     action, data["chains"][step] = self.act(obs[:, None])
                 with clock.part(STEPPING):
-                    obs, reward, terminated, truncated, _ = workers.step(SCALE * action)
+                    obs, reward, terminated, truncated, _ = workers.step(action)
                 data["reward"][step], data["terminated"][step] = reward, terminated
                 data["first"][step + 1] = terminated | truncated
             with clock.part("update"):

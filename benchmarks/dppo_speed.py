@@ -1,8 +1,9 @@
 """Speed of DPPO beside the reference implementation: ``python benchmarks/dppo_speed.py [--reference FOLDER]``.
 
 The sizes are those of hopper in arXiv:2409.00588: observation 11, action 3, 40 environments, chunks of 4 actions,
-K = 20 denoising steps of which F = 10 are fine-tuned, 500 decisions an environment, 5 passes by 50 000 rows. FOLDER is a checkout of the reference; without it only our side is measured. What of it is called as it is and what had
-to be restated is said in ``dppo_reference.py``.
+K = 20 denoising steps of which F = 10 are fine-tuned, 500 decisions an environment, 5 passes by 50 000 rows. FOLDER is
+a checkout of the reference; without it only our side is measured. What of it is called as it is, and what had to be
+restated, is said in ``dppo_reference.py``.
 
 Both sides are timed in turn, round by round. CPU time is that of the process with its threads and workers, wall time
 that of the clock; a ratio is the median over rounds of reference over ours. An iteration runs in a process of its own;
@@ -108,20 +109,22 @@ class Ours:
         """Chunks for all environments, (E, Ta, Da)."""
         return self.policy.collect_chunks(obs)["action"].cpu().numpy()
 
-    def iterate(self, clock: Clock) -> None:
-        """Collect and learn, by the collector and the policy that DI-engine's pipeline calls."""
+    def collector(self, clock: Clock) -> ChunkCollector:
+        """The collector that DI-engine's pipeline calls, with its environments; parts of it are timed."""
         policy, manager = self.policy, make_manager()
         manager.batch_step = clock.wrapped(STEPPING, manager.batch_step)  # type: ignore[method-assign]
         policy._prepared = clock.wrapped(PREPARING, policy._prepared)  # type: ignore[method-assign]
         mode = SimpleNamespace(
             forward=clock.wrapped(POLICY, policy._forward_collect), get_attribute=lambda name: policy._cfg
         )
-        collector = ChunkCollector(ChunkCollector.default_config(), manager, mode)
+        return ChunkCollector(ChunkCollector.default_config(), manager, mode)
+
+    def iterate(self, clock: Clock, collector: ChunkCollector) -> None:
+        """Collect and learn."""
         with clock.part("all"):
             data = collector.collect()
             with clock.part("update"):
-                policy._forward_learn(data)
-        collector.close()
+                self.policy._forward_learn(data)
 
     def collection(self, decisions: int) -> dict[str, torch.Tensor]:
         """What the collector would hand over, of environments that give noise."""
@@ -168,7 +171,7 @@ def stepping_works(reference: bool) -> list[Work]:
         workers = make_workers()  # first: it forks, which is not for a process with threads
         workers.reset(seed=0)
         cpu = partial(cpu_seconds, workers.processes)
-        sides = dict(reference=lambda: [workers.step(chunk) for chunk in actions], **sides)
+        sides = dict(reference=lambda: [workers.step(chunk / SCALE) for chunk in actions], **sides)
     manager.launch()
     return [Work(f"100 chunks in {ENVS} environments", sides, cpu=cpu)]
 
@@ -260,7 +263,7 @@ def one_iteration(side: str, decisions: int, batch: int) -> None:
         iterate, act = partial(reference.iterate, clock, workers), reference.act
     else:
         ours = Ours(decisions, batch)
-        iterate, act = partial(ours.iterate, clock), ours.act
+        iterate, act = partial(ours.iterate, clock, ours.collector(clock)), ours.act
     for _ in range(3):
         act(np.zeros((ENVS, 1, OBS), dtype=np.float32))
     before = memory("VmRSS")
