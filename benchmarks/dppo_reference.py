@@ -24,6 +24,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch.utils.data import DataLoader
 
 from ding_ebm.envs.registry import make_env
+from ding_ebm.model.diffusion_mlp import DiffusionMLP
 
 TASK = "hopper"
 ENVS, CHUNK, OBS, ACTION, K, F = 40, 4, 11, 3, 20, 10
@@ -243,7 +244,29 @@ class ReferenceCloning:
         self.count += 1
 
 
+def alone(batch: int) -> Callable[[], Any]:
+    """Forward, backward and optimizer of our network on tensors that are there."""
+    network = DiffusionMLP(OBS, ACTION, 1, CHUNK)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    x, noise, obs = torch.randn(batch, CHUNK, ACTION), torch.randn(batch, CHUNK, ACTION), torch.randn(batch, 1, OBS)
+    k = torch.randint(K, (batch,))
+
+    def step() -> None:
+        loss = torch.nn.functional.mse_loss(network(x, k, obs), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 def endless(make: Callable[[], DataLoader]) -> Iterator[Any]:
     """Batches of one epoch after the other."""
     while True:
         yield from make()
+
+
+def memory(field: str) -> float:
+    """Megabytes that the process holds (``VmRSS``) or has held (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
