@@ -17,6 +17,7 @@ from ding_ebm.evaluation.process import Job
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes
 from ding_ebm.policy.base import BasePolicy
+from ding_ebm.policy.base_checkpoint import newest_checkpoint
 
 FIRST_SEED = 1000
 THREADS = 1  # networks this small gain nothing from more, and lose much where the cores are busy
@@ -48,8 +49,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The last one."""
-        files = (self.path / "ckpt").glob("iteration_*.pth.tar")
-        return max(files, key=lambda path: int(path.name.split("_")[1].split(".")[0]))
+        return newest_checkpoint(self.path)
 
     @property
     def typed(self) -> str:

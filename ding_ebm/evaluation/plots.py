@@ -25,6 +25,7 @@ from ding_ebm.evaluation.statistics import Interval
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _DPI = 150
 _TABLE_Y = (-0.32, 0.46)
+_CROSS = dict(s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4)
 _LAST_ROW = 3  # number of its first cylinder, left of which the rewarded gate is
 
 
@@ -119,7 +120,7 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
         axes.add_collection(lines)
         ends = np.array([steps[-1] for steps in panel.paths[:most]])
         failed = ends[:, 1] < FINISH_Y
-        axes.scatter(*ends[failed].T, s=14, marker="x", color=ORANGE, linewidths=1.2, zorder=4, label="did not arrive")
+        axes.scatter(*ends[failed].T, **_CROSS, label="did not arrive")
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("x (m)")
     figure.axes[0].set_ylabel("y (m)")
@@ -149,6 +150,8 @@ def plot_outcomes(
             chosen = [steps for steps, success in zip(panel.paths[:most], panel.success) if success == done]
             axes.add_collection(LineCollection(chosen, colors=color, linewidths=0.8, alpha=0.55, zorder=3 + (not done)))
             axes.plot([], [], color=color, label=label)
+        ends = np.array([steps[-1] for steps in panel.paths[:most]])
+        axes.scatter(*ends[ends[:, 1] < FINISH_Y].T, **_CROSS, label="did not arrive")
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("x (m)")
         axes.tick_params(labelleft=axes is tables[0])
@@ -159,7 +162,7 @@ def plot_outcomes(
     last.set_title("share of successes while fine-tuning", fontsize=11)
     last.spines[["top", "right"]].set_visible(False)
     last.legend(loc="lower right", frameon=False, fontsize=9)
-    figure.legend(*tables[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+    figure.legend(*tables[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False)
     figure.savefig(path, dpi=_DPI)
 
 

@@ -31,13 +31,14 @@ main_config, create_config = offline(
 CHUNKS = """
 from dizoo_configs.builder import imitation, online
 
-tiny = dict(
-    model=dict(horizon_steps=4, act_steps=3, cond_steps=2, denoising_steps=3, time_dim=4, mlp=dict(mlp_dims=[8, 8, 8])),
-)
+algo = "{algo}"
+tiny = dict(model=dict(horizon_steps=4, act_steps=3, cond_steps=2, mlp=dict(mlp_dims=[8, 8, 8])))
+if algo in ("diffusion_bc", "dppo"):
+    tiny["model"].update(denoising_steps=3, time_dim=4)
 """
 CLONING = f"""{CHUNKS}
 tiny.update(learn=dict(train_epoch=3, iterations_per_epoch=10), eval=dict(evaluator=dict(eval_freq=30)))
-main_config, create_config = imitation("diffusion_bc", "diffusion_bc", "avoid_m1", "demonstrations", dict(policy=tiny))
+main_config, create_config = imitation(algo, algo, "avoid_m1", "demonstrations", dict(policy=tiny))
 """
 FINE_TUNING = f"""{CHUNKS}
 tiny.update(sampler=dict(ft_denoising_steps=2))
@@ -75,7 +76,8 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path, CONFIG)
 
 
-@pytest.fixture(params=["diffusion_bc", "dppo"])
+@pytest.fixture(params=["diffusion_bc", "gaussian_bc", "gmm_bc", "dppo"])
 def chunk_run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """Of a policy over chunks of 3 actions that sees 2 observations."""
-    return make_run(tmp_path, {"diffusion_bc": CLONING, "dppo": FINE_TUNING}[request.param])
+    text = FINE_TUNING if request.param == "dppo" else CLONING
+    return make_run(tmp_path, text.format(algo=request.param))
