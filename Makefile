@@ -26,7 +26,7 @@ $(STAMP): setup.py pyproject.toml
 	UV_NATIVE_TLS=1 UV_DEFAULT_INDEX="$(INDEX)" $(BIN)/uv pip install --python $(BIN)/python -e ".[mujoco,test,docs]"
 	touch $@
 
-demo: $(STAMP)  ## train QGPO on the built-in task, print the table, write pictures to demo/
+demo: $(STAMP)  ## train QGPO and DPPO on built-in tasks, print the table, write pictures to demo/
 	$(BIN)/ding-ebm demo
 
 test: $(STAMP)  ## the fast tests

@@ -24,6 +24,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch.utils.data import DataLoader
 
 from ding_ebm.envs.registry import make_env
+from ding_ebm.model.diffusion_mlp import DiffusionMLP
 
 TASK = "hopper"
 ENVS, CHUNK, OBS, ACTION, K, F = 40, 4, 11, 3, 20, 10
@@ -59,18 +60,24 @@ PARTS = ("all", POLICY, STEPPING, PREPARING, "update")
 
 
 class ChunkWrapper(gymnasium.Wrapper):
-    """Executes a chunk of actions, up to the end of the episode; its reward is the sum."""
+    """Executes a chunk of normalized actions, up to the end of the episode, and normalizes the observation after it.
+
+    Our side does the latter in the policy.
+    """
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
-        low, high = (np.repeat(bound[None], CHUNK, axis=0) for bound in (env.action_space.low, env.action_space.high))
-        self.action_space = gymnasium.spaces.Box(low, high, dtype=env.action_space.dtype)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (CHUNK, ACTION), np.float32)
+        self._obs_min, self._obs_max = -np.ones(OBS), np.ones(OBS)
+        self._action_min, self._action_max = -SCALE * np.ones(ACTION), SCALE * np.ones(ACTION)
 
     def step(self, chunk: np.ndarray) -> tuple[Any, ...]:
-        """One decision."""
+        """One decision; its reward is the sum."""
         total = 0.0
         for action in chunk:
-            obs, reward, terminated, truncated, info = self.env.step(action)
+            raw = (action + 1) / 2 * (self._action_max - self._action_min) + self._action_min
+            obs, reward, terminated, truncated, info = self.env.step(raw)
+            obs = 2 * ((obs - self._obs_min) / (self._obs_max - self._obs_min + 1e-6) - 0.5)
             total += reward
             if terminated or truncated:
                 break
@@ -120,7 +127,7 @@ class Reference:
                 with clock.part(POLICY):
                     action, data["chains"][step] = self.act(obs[:, None])
                 with clock.part(STEPPING):
-                    obs, reward, terminated, truncated, _ = workers.step(SCALE * action)
+                    obs, reward, terminated, truncated, _ = workers.step(action)
                 data["reward"][step], data["terminated"][step] = reward, terminated
                 data["first"][step + 1] = terminated | truncated
             with clock.part("update"):
@@ -237,7 +244,29 @@ class ReferenceCloning:
         self.count += 1
 
 
+def alone(batch: int) -> Callable[[], Any]:
+    """Forward, backward and optimizer of our network on tensors that are there."""
+    network = DiffusionMLP(OBS, ACTION, 1, CHUNK)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    x, noise, obs = torch.randn(batch, CHUNK, ACTION), torch.randn(batch, CHUNK, ACTION), torch.randn(batch, 1, OBS)
+    k = torch.randint(K, (batch,))
+
+    def step() -> None:
+        loss = torch.nn.functional.mse_loss(network(x, k, obs), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 def endless(make: Callable[[], DataLoader]) -> Iterator[Any]:
     """Batches of one epoch after the other."""
     while True:
         yield from make()
+
+
+def memory(field: str) -> float:
+    """Megabytes that the process holds (``VmRSS``) or has held (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

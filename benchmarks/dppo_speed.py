@@ -1,8 +1,9 @@
 """Speed of DPPO beside the reference implementation: ``python benchmarks/dppo_speed.py [--reference FOLDER]``.
 
 The sizes are those of hopper in arXiv:2409.00588: observation 11, action 3, 40 environments, chunks of 4 actions,
-K = 20 denoising steps of which F = 10 are fine-tuned, 500 decisions an environment, 5 passes by 50 000 rows. FOLDER is a checkout of the reference; without it only our side is measured. What of it is called as it is and what had
-to be restated is said in ``dppo_reference.py``.
+K = 20 denoising steps of which F = 10 are fine-tuned, 500 decisions an environment, 5 passes by 50 000 rows. FOLDER is
+a checkout of the reference; without it only our side is measured. What of it is called as it is, and what had to be
+restated, is said in ``dppo_reference.py``.
 
 Both sides are timed in turn, round by round. CPU time is that of the process with its threads and workers, wall time
 that of the clock; a ratio is the median over rounds of reference over ours. An iteration runs in a process of its own;
@@ -46,8 +47,10 @@ from dppo_reference import (  # noqa: E402
     F,
     Reference,
     ReferenceCloning,
+    alone,
     endless,
     make_workers,
+    memory,
 )
 from easydict import EasyDict  # noqa: E402
 from env_speed import SCALE, cpu_seconds  # noqa: E402
@@ -58,10 +61,12 @@ from ding_ebm.data.formats import Transitions  # noqa: E402
 from ding_ebm.host.collector import ChunkCollector  # noqa: E402
 from ding_ebm.host.env import ChunkTaskEnv  # noqa: E402
 from ding_ebm.host.vector_env import VectorEnvManager  # noqa: E402
+from ding_ebm.policy.base import PRECISIONS  # noqa: E402
 from ding_ebm.policy.diffusion_bc import DiffusionBCPolicy  # noqa: E402
 from ding_ebm.policy.dppo import DPPOPolicy  # noqa: E402
 
 DECISIONS, BATCH, PASSES = 500, 50_000, 5
+MODEL = dict(task=TASK, obs_dim=OBS, action_dim=ACTION)
 Function = Callable[[], Any]
 Times = dict[str, list[tuple[float, float]]]
 
@@ -94,10 +99,10 @@ def make_manager() -> VectorEnvManager:
 class Ours:
     """Our policy and collector."""
 
-    def __init__(self, decisions: int, batch: int = BATCH, passes: int = PASSES) -> None:
+    def __init__(self, decisions: int, batch: int, passes: int, precision: str = "float32") -> None:
         override = dict(
-            model=dict(task=TASK, obs_dim=OBS, action_dim=ACTION),
-            learn=dict(batch_size=batch, epoch_per_collect=passes),
+            model=MODEL,
+            learn=dict(batch_size=batch, epoch_per_collect=passes, precision=precision),
             collect=dict(n_sample=ENVS * decisions),
         )
         cfg = deep_merge_dicts(DPPOPolicy.default_config(), EasyDict(override))
@@ -108,20 +113,22 @@ class Ours:
         """Chunks for all environments, (E, Ta, Da)."""
         return self.policy.collect_chunks(obs)["action"].cpu().numpy()
 
-    def iterate(self, clock: Clock) -> None:
-        """Collect and learn, by the collector and the policy that DI-engine's pipeline calls."""
+    def collector(self, clock: Clock) -> ChunkCollector:
+        """The collector that DI-engine's pipeline calls, with its environments; parts of it are timed."""
         policy, manager = self.policy, make_manager()
         manager.batch_step = clock.wrapped(STEPPING, manager.batch_step)  # type: ignore[method-assign]
         policy._prepared = clock.wrapped(PREPARING, policy._prepared)  # type: ignore[method-assign]
         mode = SimpleNamespace(
             forward=clock.wrapped(POLICY, policy._forward_collect), get_attribute=lambda name: policy._cfg
         )
-        collector = ChunkCollector(ChunkCollector.default_config(), manager, mode)
+        return ChunkCollector(ChunkCollector.default_config(), manager, mode)
+
+    def iterate(self, clock: Clock, collector: ChunkCollector) -> None:
+        """Collect and learn."""
         with clock.part("all"):
             data = collector.collect()
             with clock.part("update"):
-                policy._forward_learn(data)
-        collector.close()
+                self.policy._forward_learn(data)
 
     def collection(self, decisions: int) -> dict[str, torch.Tensor]:
         """What the collector would hand over, of environments that give noise."""
@@ -137,25 +144,25 @@ class Ours:
         )
 
 
-def update_works(reference: bool) -> list[Work]:
+def update_works(reference: bool, precision: str) -> list[Work]:
     """A collection of 5000 decisions and one pass over it, which is one minibatch."""
     decisions = BATCH // F // ENVS
-    ours = Ours(decisions, passes=1)
+    ours = Ours(decisions, BATCH, 1, precision)
     data = ours.collection(decisions)
     sides = dict(ours=lambda: ours.policy._forward_learn(data))
     if reference:
-        theirs = Reference(decisions, BATCH, passes=1)
+        theirs = Reference(decisions, BATCH, 1)
         collected = theirs.collection()
         sides = dict(reference=lambda: theirs.update(*theirs.prepare(*collected)), **sides)
-    return [Work(f"update, {BATCH} rows once", sides)]
+    return [Work(f"update, {BATCH} rows once ({precision})", sides)]
 
 
 def policy_works(reference: bool) -> list[Work]:
     """Chunks for all environments."""
     obs = np.random.default_rng(0).standard_normal((ENVS, 1, OBS)).astype(np.float32)
-    sides: dict[str, Function] = dict(ours=partial(Ours(1, batch=ENVS).act, obs))
+    sides: dict[str, Function] = dict(ours=partial(Ours(1, 1, 1).act, obs))
     if reference:
-        sides = dict(reference=partial(Reference(1, ENVS, passes=1).act, obs), **sides)
+        sides = dict(reference=partial(Reference(1, 1, 1).act, obs), **sides)
     return [Work(f"policy call, {ENVS} environments", sides, repeat=20)]
 
 
@@ -168,12 +175,12 @@ def stepping_works(reference: bool) -> list[Work]:
         workers = make_workers()  # first: it forks, which is not for a process with threads
         workers.reset(seed=0)
         cpu = partial(cpu_seconds, workers.processes)
-        sides = dict(reference=lambda: [workers.step(chunk) for chunk in actions], **sides)
+        sides = dict(reference=lambda: [workers.step(chunk / SCALE) for chunk in actions], **sides)
     manager.launch()
     return [Work(f"100 chunks in {ENVS} environments", sides, cpu=cpu)]
 
 
-def cloning_works(reference: bool, rows: int, folder: Path) -> list[Work]:
+def cloning_works(reference: bool, precision: str, rows: int, folder: Path) -> list[Work]:
     """Updates of pre-training with their batches, beside the reference's and beside our network alone."""
     rng = np.random.default_rng(0)
     obs, action = (rng.uniform(-1, 1, (rows, size)).astype(np.float32) for size in (OBS, ACTION))
@@ -185,12 +192,12 @@ def cloning_works(reference: bool, rows: int, folder: Path) -> list[Work]:
         np.savez(folder / "train.npz", states=obs, actions=action, traj_lengths=np.full(rows // 1000, 1000))
     works: list[Work] = []
     for batch, repeat in ((128, 50), (4096, 5)):
-        model, learn = dict(task=TASK, obs_dim=OBS, action_dim=ACTION), dict(batch_size=batch, ema_start_iter=0)
-        cfg = deep_merge_dicts(DiffusionBCPolicy.default_config(), EasyDict(model=model, learn=learn))
+        learn = dict(batch_size=batch, ema_start_iter=0, precision=precision)
+        cfg = deep_merge_dicts(DiffusionBCPolicy.default_config(), EasyDict(model=MODEL, learn=learn))
         policy = DiffusionBCPolicy(cfg, enable_field=["learn"])
         batches = endless(partial(DataLoader, dataset, batch, shuffle=True, collate_fn=lambda x: x))
         ours = lambda policy=policy, batches=batches: policy._forward_learn(next(batches))  # noqa: E731
-        name, sides = f"pre-training update, batch {batch}", dict(ours=ours)
+        name, sides = f"pre-training update, batch {batch} ({precision})", dict(ours=ours)
         if reference:
             sides = dict(reference=ReferenceCloning(folder / "train.npz", batch).step, **sides)
         works.append(Work(name, sides, repeat))
@@ -198,22 +205,6 @@ def cloning_works(reference: bool, rows: int, folder: Path) -> list[Work]:
             Work(f"{name}; for the reference: our network alone", dict(reference=alone(batch), ours=ours), repeat)
         )
     return works
-
-
-def alone(batch: int) -> Function:
-    """Forward, backward and optimizer of our network on tensors that are there."""
-    network = Ours(1, batch=ENVS).policy._model.fine_tuned
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    x, noise, obs = torch.randn(batch, CHUNK, ACTION), torch.randn(batch, CHUNK, ACTION), torch.randn(batch, 1, OBS)
-    k = torch.randint(20, (batch,))
-
-    def step() -> None:
-        loss = torch.nn.functional.mse_loss(network(x, k, obs), noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def measure(work: Work, rounds: int) -> Times:
@@ -244,13 +235,7 @@ def row_of(name: str, times: Times) -> dict[str, Any]:
     return row
 
 
-def memory(field: str) -> float:
-    """Megabytes that the process holds (``VmRSS``) or has held (``VmHWM``)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def one_iteration(side: str, decisions: int, batch: int) -> None:
+def one_iteration(side: str, decisions: int, batch: int, precision: str) -> None:
     """One iteration of one side in this process; prints its times and its memory as JSON."""
     clock = Clock(time.process_time)
     if side == "reference":
@@ -259,8 +244,8 @@ def one_iteration(side: str, decisions: int, batch: int) -> None:
         reference = Reference(decisions, batch, PASSES)
         iterate, act = partial(reference.iterate, clock, workers), reference.act
     else:
-        ours = Ours(decisions, batch)
-        iterate, act = partial(ours.iterate, clock), ours.act
+        ours = Ours(decisions, batch, PASSES, precision)
+        iterate, act = partial(ours.iterate, clock, ours.collector(clock)), ours.act
     for _ in range(3):
         act(np.zeros((ENVS, 1, OBS), dtype=np.float32))
     before = memory("VmRSS")
@@ -278,7 +263,7 @@ def iteration_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     for _ in range(args.iterations):
         for side in sides:
             command = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--threads", str(args.threads)]
-            command += ["--decisions", str(decisions), "--batch", str(batch)]
+            command += ["--decisions", str(decisions), "--batch", str(batch), "--precision", args.precision]
             command += ["--reference", str(args.reference.resolve())] if args.reference else []
             with tempfile.TemporaryDirectory() as folder:  # the collector logs into it
                 done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
@@ -287,7 +272,7 @@ def iteration_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
             for part in PARTS:
                 cpu, wall = result["spent"][part]
                 spent[part][side].append((cpu * 1e3, wall * 1e3))
-    name = f"iteration, {ENVS} x {decisions} decisions, {PASSES} passes by {batch} rows"
+    name = f"iteration, {ENVS} x {decisions} decisions, {PASSES} passes by {batch} rows ({args.precision})"
     rows = [row_of(name if part == "all" else f"{name}: {part}", times) for part, times in spent.items()]
     for who, values in megabytes.items():
         rows[0][f"{who}_mb"] = round(statistics.median(values))
@@ -311,8 +296,8 @@ def all_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         makers = [
             partial(stepping_works, reference),
             partial(policy_works, reference),
-            partial(update_works, reference),
-            partial(cloning_works, reference, args.rows, Path(folder)),
+            partial(update_works, reference, args.precision),
+            partial(cloning_works, reference, args.precision, args.rows, Path(folder)),
         ]
         for work in (work for maker in makers for work in maker() if args.only in work.name):
             yield row_of(work.name, measure(work, args.rounds)) | dict(rounds=args.rounds)
@@ -330,6 +315,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=2, help="whole iterations of each side; 0 for none")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the decisions of an iteration")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the data set")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of our updates")
     parser.add_argument("--only", default="", help="measure the lines that contain this")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     for name, kind in (("--side", str), ("--decisions", int), ("--batch", int)):
@@ -340,7 +326,7 @@ def main() -> None:
     if args.reference:
         sys.path.insert(0, str(args.reference))
     if args.side:
-        one_iteration(args.side, args.decisions, args.batch)
+        one_iteration(args.side, args.decisions, args.batch, args.precision)
         return
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     rows = []

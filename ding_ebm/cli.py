@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_convert(commands)
 
-    demo = _add(commands, "demo", _demo, "train on the built-in task, print a table, write pictures")
+    demo = _add(commands, "demo", _demo, "train on built-in tasks, print a table, write pictures")
     demo.add_argument("--out", default="demo", metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--quick", action="store_true", help="a few iterations, to see that it runs; learns nothing")
     return parser

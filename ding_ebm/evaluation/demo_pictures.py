@@ -1,10 +1,12 @@
-"""What the demo's pictures show, computed: ways, learned values and energies, and exact guidance in the plane.
+"""What the demo's pictures show, computed: ways and their outcomes, values and energies, exact guidance in the plane.
 
 Letters: n episodes, P points, W cells of a grid, Do and Da dimensions.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from ding_ebm.diffusion.oracles import EmpiricalGuidance
 from ding_ebm.diffusion.schedules import VPLinearSchedule
 from ding_ebm.diffusion.solvers import make_plan, solve
 from ding_ebm.envs.avoid import FIELD_X, MAX_DISPLACEMENT
+from ding_ebm.envs.avoid_modes import SUCCESS_REWARD
 from ding_ebm.evaluation.distances import sliced_wasserstein, two_draw_floor
-from ding_ebm.evaluation.plots import Cloud, Decision, ValueMap, Ways
+from ding_ebm.evaluation.logs import read_scalars
+from ding_ebm.evaluation.plots import Cloud, Curve, Decision, ValueMap, Ways
 from ding_ebm.evaluation.rollout import Episodes
 from ding_ebm.model.critics import aggregate
 from ding_ebm.model.energy import log_mean_exp
@@ -47,7 +51,23 @@ def data_ways(data: Transitions) -> Ways:
 
 def policy_ways(name: str, episodes: Episodes) -> Ways:
     """Episodes of a policy, whose observations were kept."""
-    return Ways(name, [path[:, 2:] for path in episodes.trajectories or []], episodes.returns)
+    return Ways(name, [path[:, 2:] for path in episodes.trajectories or []], episodes.returns, episodes.success)
+
+
+def data_outcomes(data: Transitions) -> Ways:
+    """The demonstrations of a task with a rewarded gate; a success is one of which a step has paid all that it can."""
+    ends = data.episode_ends
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    success = np.array([(data.reward[a : b + 1] >= SUCCESS_REWARD).any() for a, b in zip(starts, ends)])
+    return replace(data_ways(data), title=f"demonstrations\nsuccess {success.mean():.2f}", success=success)
+
+
+def learning_curve(run: Path) -> dict[str, Curve]:
+    """Shares of successes that a run of fine-tuning has logged: in its evaluations, and while collecting."""
+    return dict(
+        evaluated=Curve("evaluation", *read_scalars(run, "evaluator_step/success_mean")),
+        collected=Curve("collecting, with exploration", *read_scalars(run, "collector_step/success_rate")),
+    )
 
 
 @torch.no_grad()

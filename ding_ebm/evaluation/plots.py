@@ -1,4 +1,4 @@
-"""Pictures: ways over the avoid table, learned values and energies, return by guidance scale, points in the plane.
+"""Pictures: ways over the avoid table and their outcomes, values and energies, return by scale, points in the plane.
 
 Drawn without a display and without pyplot's global state. Colors are of the maps and the palette that color-blind
 readers can tell apart (viridis, cividis, Okabe and Ito).
@@ -25,6 +25,7 @@ from ding_ebm.evaluation.statistics import Interval
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _DPI = 150
 _TABLE_Y = (-0.32, 0.46)
+_LAST_ROW = 3  # number of its first cylinder, left of which the rewarded gate is
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,28 @@ class Ways:
         title: Of the panel.
         paths: Actual positions of each episode, (T + 1, 2).
         returns: (n,).
+        success: Whether each episode succeeded, (n,), bool; None where that is not known.
     """
 
     title: str
     paths: Sequence[NDArray[np.floating]]
     returns: NDArray[np.floating]
+    success: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What came of learning, n times.
+
+    Attributes:
+        label: Of the legend.
+        steps: Environment steps made before, (n,).
+        success: Share of the episodes that succeeded, (n,).
+    """
+
+    label: str
+    steps: NDArray[np.int64]
+    success: NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,7 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
     returns = np.concatenate([panel.returns[:most] for panel in panels])
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels):
         _draw_table(axes)
+        _draw_lanes(axes)
         lines = LineCollection(panel.paths[:most], cmap="viridis", linewidths=1.0, alpha=0.75, zorder=3)
         lines.set_array(panel.returns[:most])
         lines.set_clim(float(returns.min()), float(returns.max()))
@@ -107,6 +126,40 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
     figure.axes[0].legend(loc="lower left", frameon=False, fontsize=8, handletextpad=0.1, borderpad=0.1)
     bar = figure.colorbar(lines, ax=figure.axes, shrink=0.8, pad=0.01, label="return of the episode")
     bar.solids.set_alpha(1.0)
+    figure.savefig(path, dpi=_DPI)
+
+
+def plot_outcomes(
+    path: str | Path, panels: Sequence[Ways], evaluated: Curve, collected: Curve, most: int = 100
+) -> None:
+    """Trajectories side by side, colored by success, the rewarded gate marked, and success while learning.
+
+    Of each panel at most ``most`` trajectories are shown, the first ones, failures above.
+    """
+    ratios = [*[1.0] * len(panels), 1.15]
+    figure = Figure(figsize=(3.3 * sum(ratios), 5.3), layout="constrained")
+    *tables, last = figure.subplots(1, len(ratios), width_ratios=ratios)
+    for axes, panel in zip(tables, panels):
+        _draw_table(axes)
+        x, y, radius = CYLINDERS[_LAST_ROW]
+        gate = [FIELD_X[0], x - radius - ROD_RADIUS]
+        axes.text(FIELD_X[1] - 0.01, FINISH_Y + 0.006, "finish", ha="right", va="bottom", fontsize=8)
+        axes.plot(gate, [y, y], color=GREEN, linewidth=7, alpha=0.5, solid_capstyle="butt", label="rewarded gate")
+        for done, color, label in ((True, BLUE, "success"), (False, ORANGE, "failure")):
+            chosen = [steps for steps, success in zip(panel.paths[:most], panel.success) if success == done]
+            axes.add_collection(LineCollection(chosen, colors=color, linewidths=0.8, alpha=0.55, zorder=3 + (not done)))
+            axes.plot([], [], color=color, label=label)
+        axes.set_title(panel.title, fontsize=11)
+        axes.set_xlabel("x (m)")
+        axes.tick_params(labelleft=axes is tables[0])
+    tables[0].set_ylabel("y (m)")
+    last.plot(collected.steps / 1000.0, collected.success, color=GRAY, linewidth=1.2, label=collected.label)
+    last.plot(evaluated.steps / 1000.0, evaluated.success, color=BLUE, marker="o", label=evaluated.label)
+    last.set(xlim=(0.0, None), ylim=(0.0, 1.03), box_aspect=1.0, xlabel="environment steps (thousands)")
+    last.set_title("share of successes while fine-tuning", fontsize=11)
+    last.spines[["top", "right"]].set_visible(False)
+    last.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.legend(*tables[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
     figure.savefig(path, dpi=_DPI)
 
 
@@ -166,24 +219,29 @@ def plot_clouds(path: str | Path, rows: Sequence[Sequence[Cloud]], limit: float 
 
 
 def _draw_table(axes: Axes) -> None:
-    """Cylinders with the reach of the rod around them, start, finish line, and what each lane pays."""
+    """Cylinders with the reach of the rod around them, start and finish line."""
     for x, y, radius in CYLINDERS:
         axes.add_patch(Circle((x, y), radius + ROD_RADIUS, color="#d9d9d9", zorder=1))
         axes.add_patch(Circle((x, y), radius, color="#8c8c8c", zorder=2))
     axes.axhline(FINISH_Y, color="black", linestyle="--", linewidth=1.0, zorder=2)
     axes.plot(*START, marker="o", markersize=6, color="black", zorder=5)
     axes.text(START[0] + 0.018, START[1], "start", ha="left", va="center", fontsize=8)
+    axes.set(xlim=FIELD_X, ylim=_TABLE_Y, aspect="equal")
+
+
+def _draw_lanes(axes: Axes) -> None:
+    """What each lane of the finish line pays."""
     edges = (FIELD_X[0], *ROWS_X[-1], FIELD_X[1])
     for left, right, bonus in zip(edges, edges[1:], LANE_BONUS):
         axes.text(0.5 * (left + right), _TABLE_Y[1] - 0.018, f"+{bonus:g}", ha="center", va="center", fontsize=10)
     for x in ROWS_X[-1]:
         axes.plot([x, x], [FINISH_Y, _TABLE_Y[1]], color="black", linewidth=0.6)
-    axes.set(xlim=FIELD_X, ylim=_TABLE_Y, aspect="equal")
 
 
 def _draw_values(figure: Figure, values: ValueMap, decisions: Sequence[Decision]) -> None:
     axes = figure.subplots()
     _draw_table(axes)
+    _draw_lanes(axes)
     mesh = axes.pcolormesh(values.x, values.y, values.value, cmap="cividis", shading="nearest", zorder=0)
     for decision in decisions:
         axes.plot(*decision.position, marker="o", markersize=13, color="white", markeredgecolor="black", zorder=6)

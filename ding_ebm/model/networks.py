@@ -205,7 +205,8 @@ class SinusoidalTimeEmbedding(nn.Module):
             raise ValueError(f"time_dim must be an even number of at least 4, got {dim}")
         steps = torch.arange(dim // 2, dtype=torch.float32)
         self.register_buffer("frequency", torch.exp(steps * (-math.log(10000.0) / (dim // 2 - 1))), persistent=False)
-        self.first, self.second = Linear(dim, hidden), Linear(hidden, dim)
+        # Too narrow for Linear's product to gain what it costs.
+        self.first, self.second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, k: Tensor) -> Tensor:
         """Embed denoising indices (...) as (..., dim)."""

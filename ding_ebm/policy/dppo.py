@@ -29,7 +29,7 @@ from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.model.chains import REDUCTIONS, chain_means, chunk_log_prob, sample_chunks
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.diffusion import standard_normal
-from ding_ebm.policy.base import BasePolicy, load_optimizer
+from ding_ebm.policy.base import PRECISIONS, BasePolicy, autocast, load_optimizer
 from ding_ebm.policy.base_checkpoint import take_base
 from ding_ebm.policy.chunk_model import (
     DIFFUSION_MODEL,
@@ -147,6 +147,9 @@ class DPPOPolicy(BasePolicy):
             critic_warmup=0,
             # (bool) Whether to divide rewards by the running standard deviation of returns.
             reward_scaling=True,
+            # (str) Arithmetic of the network in updates: 'float32', 'bfloat16' (autocast) or 'auto'. In bfloat16 the
+            # ratio before an update is 1 to some 1e-3 only, as collecting computes in float32.
+            precision="float32",
         ),
     )
     rules: ClassVar[dict[str, Rule]] = {
@@ -182,6 +185,7 @@ class DPPOPolicy(BasePolicy):
         "learn.target_kl": number(0.0, above=True),
         "learn.critic_warmup": integer(0),
         "learn.reward_scaling": flag(),
+        "learn.precision": choice(*PRECISIONS),
     }
 
     @classmethod
@@ -381,7 +385,8 @@ class DPPOPolicy(BasePolicy):
         """Log-probability of fine-tuned steps i (B,) from x to x_next under the fine-tuned network, (B,)."""
         sampler = self._cfg.sampler
         j = i + (len(self._plan) - sampler.ft_denoising_steps)
-        mean = chain_means(self._model.fine_tuned, self._plan, j, x, obs, sampler.denoised_clip_value)
+        with autocast(self._cfg.learn.precision, self._device):
+            mean = chain_means(self._model.fine_tuned, self._plan, j, x, obs, sampler.denoised_clip_value)
         reduction = self._cfg.learn.log_prob_reduction
         return chunk_log_prob(x_next, mean, self._log_prob_std[i], self._cfg.model.act_steps, reduction)
 

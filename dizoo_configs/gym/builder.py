@@ -28,7 +28,7 @@ PAPER = dict(
 SMALL = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
     policy=dict(
-        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=8.0, critic_layer_norm=True)),
+        model=dict(ema_decay=0.999, time_scale=1.0, qgpo_critic=dict(alpha=8.0)),
         learn=dict(
             iterations_per_epoch=1000,
             batch_size=512,

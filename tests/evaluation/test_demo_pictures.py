@@ -7,20 +7,23 @@ import re
 import numpy as np
 import pytest
 import torch
+from tensorboardX import SummaryWriter
 
-from ding_ebm.envs.avoid_demos import make_demonstrations
+from ding_ebm.envs.avoid_demos import make_demonstrations, make_mode_demonstrations
 from ding_ebm.evaluation.checkpoint import load_policy
 from ding_ebm.evaluation.demo_pictures import (
     BETAS,
     DECISIONS,
+    data_outcomes,
     data_ways,
     decision,
     exact_clouds,
+    learning_curve,
     policy_ways,
     value_map,
 )
 from ding_ebm.evaluation.distances import sliced_wasserstein
-from ding_ebm.evaluation.plots import Cloud, plot_clouds, plot_energy, plot_scales, plot_ways
+from ding_ebm.evaluation.plots import Cloud, plot_clouds, plot_energy, plot_outcomes, plot_scales, plot_ways
 from ding_ebm.evaluation.rollout import Episodes
 from ding_ebm.evaluation.statistics import Interval
 
@@ -41,6 +44,31 @@ def test_the_ways_of_the_data_are_its_episodes():
     ends = data.episode_ends
     np.testing.assert_array_equal([path[-1] for path in ways.paths], data.next_obs[ends, 2:])
     np.testing.assert_array_equal(ways.paths[1][0], data.obs[ends[0] + 1, 2:])
+
+
+def test_the_outcomes_of_demonstrations_are_those_of_the_way_they_take():
+    data = make_mode_demonstrations("avoid_m1", 8, seed=2)
+    outcomes = data_outcomes(data)
+    assert outcomes.success.tolist() == [True, False] * 4  # every other one passes the rewarded gate
+    assert outcomes.title == "demonstrations\nsuccess 0.50"
+    last = np.array([path[-1, 0] for path in outcomes.paths])
+    assert (last[::2] < 0.35).all() and (last[1::2] > 0.35).all()
+    data.reward[data.reward >= 2.0] = 1.5
+    assert not data_outcomes(data).success.any()
+
+
+def test_a_learning_curve_is_what_was_logged_by_environment_steps(tmp_path):
+    with SummaryWriter(str(tmp_path / "log" / "serial")) as writer:
+        for i, share in enumerate([0.25, 0.75]):
+            writer.add_scalar("collector_step/success_rate", share, 5000 * (i + 1))
+            writer.add_scalar("evaluator_step/success_mean", 1.0 - share, 5000 * i)
+            writer.add_scalar("evaluator_iter/success_mean", 9.0, i)
+    curves = learning_curve(tmp_path)
+    assert (curves["collected"].steps.tolist(), curves["collected"].success.tolist()) == ([5000, 10000], [0.25, 0.75])
+    assert (curves["evaluated"].steps.tolist(), curves["evaluated"].success.tolist()) == ([0, 5000], [0.75, 0.25])
+    outcomes = data_outcomes(make_mode_demonstrations("avoid_m1", 3, seed=0))
+    plot_outcomes(tmp_path / "dppo.png", [outcomes, outcomes], **curves)
+    assert is_png(tmp_path / "dppo.png")
 
 
 def test_the_value_map_is_the_value_of_the_tilted_behavior_where_the_data_are(policy):

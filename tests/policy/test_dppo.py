@@ -196,6 +196,17 @@ def test_the_pieces_of_a_minibatch_add_up_to_it(monkeypatch, value_clip):
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-4, abs=1e-6)
 
 
+def test_in_bfloat16_the_ratio_before_an_update_and_the_gradient_are_nearly_those_of_float32():
+    gradients, ratios = [], []
+    for precision in ("float32", "bfloat16"):
+        policy = policy_of(dict(learn=dict(precision=precision)))
+        metrics = policy._update(policy._prepared(collection(policy)), torch.arange(72))
+        ratios.append(abs(metrics["ratio_mean"] - 1.0))
+        gradients.append(torch.cat([p.grad.flatten() for p in policy._model.fine_tuned.parameters()]))
+    assert ratios[0] < 1e-6 and 1e-6 < ratios[1] < 1e-2  # the arithmetic did change
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+
+
 def test_it_climbs_to_the_best_action_of_a_bandit_and_its_base_stays():
     """Reward 1 - |a - 0.4|^2 / 0.8^2 in every number; the base policy is centered at -0.4, where it is 0."""
     torch.manual_seed(0)
