@@ -128,7 +128,9 @@ def test_commands_in_documents_name_what_exists(document: str, line: str):
     if words[0] == "make":
         assert {word for word in words[1:] if "=" not in word} <= TARGETS
     if words[0] == "ding-ebm":
-        subcommand = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)][: 2 if words[1] == "data" else 1]
+        subcommand = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)][
+            : 2 if words[1] in ("convert", "data") else 1
+        ]
         command = [sys.executable, "-m", "ding_ebm.cli", *subcommand, "--help"]
         shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
         assert all(option in shown for option in words if option.startswith("-"))
