@@ -76,7 +76,7 @@ def _cloned_parts(state: Mapping[str, Any], cfg: Mapping[str, Any], path: Path) 
             "diffusion_bc holds facts and model, with network_ema in it. A checkpoint of the reference implementation "
             "must be converted by ding-ebm convert dppo"
         )
-    check_facts(state["facts"], cfg["model"], str(path))
+    check_facts(state, cfg["model"], str(path))
     normalizers = {name: _part(state["model"], name) for name in ("obs_normalizer", "action_normalizer")}
     return {**normalizers, "base": network, "fine_tuned": network}
 

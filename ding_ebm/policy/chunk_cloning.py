@@ -140,7 +140,7 @@ class ChunkCloningPolicy(OfflinePolicy):
     # State.
 
     def _load_state_dict_eval(self, state_dict: dict[str, Any]) -> None:
-        check_facts(state_dict["facts"], self._cfg.model, "the checkpoint")
+        check_facts(state_dict, self._cfg.model, "the checkpoint")
         super()._load_state_dict_eval(state_dict)
 
     def _monitor_vars_learn(self) -> list[str]:
@@ -158,7 +158,7 @@ class ChunkCloningPolicy(OfflinePolicy):
 
     def _load_state_dict_learn(self, state_dict: dict[str, Any]) -> None:
         self._check_same_data(state_dict, "resume on the same files with the same normalization and horizon_steps")
-        check_facts(state_dict["facts"], self._cfg.model, "the checkpoint")
+        check_facts(state_dict, self._cfg.model, "the checkpoint")
         self._model.load_state_dict(state_dict["model"])
         load_optimizer(self._optimizer, state_dict["optimizer"])
         self._train_iter = int(state_dict["train_iter"])

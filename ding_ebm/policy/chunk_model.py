@@ -143,13 +143,26 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def model_facts(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint records of the model's config."""
-    return {key: model[key] for key in _FACTS if key in model}
+    """What a checkpoint records of the model's config: ``_FACTS``, and the settings of its network."""
+    network = model.get("network", "mlp")
+    settings = {f"{network}.{key}": value for key, value in model[network].items()}
+    facts = {**{key: model[key] for key in _FACTS if key in model}, **settings}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
-def check_facts(recorded: Mapping[str, Any], model: Mapping[str, Any], path: str) -> None:
-    """Refuse a checkpoint whose recorded facts are not the config's; see :func:`check_same`."""
-    check_same(recorded, model_facts(model), path)
+def check_facts(state_dict: Mapping[str, Any], model: Mapping[str, Any], path: str) -> None:
+    """Refuse a checkpoint that records no facts, or others than the config's; see :func:`check_same`.
+
+    Raises:
+        ValueError: Says what it holds, or names both values of everything that differs.
+    """
+    if "facts" not in state_dict:
+        raise ValueError(
+            f"{path} is no checkpoint of a run of a policy over action chunks: it holds "
+            f"{', '.join(sorted(map(str, state_dict)))}, and no facts. A cloned or converted policy is fine-tuned by "
+            "giving it as policy.base_policy_path"
+        )
+    check_same(state_dict["facts"], model_facts(model), path)
 
 
 def check_same(there: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:

@@ -507,7 +507,7 @@ class DPPOPolicy(BasePolicy):
         }
 
     def _load_state_dict_learn(self, state_dict: dict[str, Any]) -> None:
-        check_facts(state_dict["facts"], self._cfg.model, "the checkpoint")
+        check_facts(state_dict, self._cfg.model, "the checkpoint")
         self._model.load_state_dict(state_dict["model"])
         for name, optimizer in self._optimizers.items():
             load_optimizer(optimizer, state_dict["optimizers"][name])
@@ -516,7 +516,7 @@ class DPPOPolicy(BasePolicy):
         self._scaler, self._scaler_state = None, state_dict["reward_scaling"]
 
     def _load_state_dict_eval(self, state_dict: dict[str, Any]) -> None:
-        check_facts(state_dict["facts"], self._cfg.model, "the checkpoint")
+        check_facts(state_dict, self._cfg.model, "the checkpoint")
         super()._load_state_dict_eval(state_dict)
 
 

@@ -133,6 +133,7 @@ def test_what_cannot_work_is_refused_by_name(algorithm, make_clone, make_two_way
 OTHER_MODELS: list[tuple[str, dict[str, Any], str]] = [
     *((algorithm, dict(horizon_steps=5), "horizon_steps is 4 there and 5 here") for algorithm in ALGORITHMS),
     ("diffusion_bc", dict(denoising_steps=10), "denoising_steps is 20 there and 10 here"),
+    ("diffusion_bc", dict(mlp=dict(activation="mish")), "mlp.activation is 'relu' there and 'mish' here"),
     ("diffusion_bc", dict(task="hopper"), "task is 'avoid' there and 'hopper' here"),
     ("gaussian_bc", dict(std=0.2), "std is 0.1 there and 0.2 here"),
     ("gaussian_bc", dict(learn_std=True), "learn_std is False there and True here"),
@@ -157,6 +158,8 @@ def test_a_checkpoint_of_another_algorithm_or_of_other_data_is_refused(algorithm
     other = make_clone(ALGORITHMS[ALGORITHMS.index(algorithm) - 1])
     with pytest.raises(ValueError, match="is of another model: .* there and .* here"):
         other.eval_mode.load_state_dict(state)
+    with pytest.raises(ValueError, match="holds meta, model, and no facts. .* as policy.base_policy_path"):
+        other.eval_mode.load_state_dict(dict(model={}, meta={}))
     other = make_clone(algorithm, dataset=make_two_ways(obs_normalization="mean_std"))
     with pytest.raises(ValueError, match="trained on other data"):
         other.learn_mode.load_state_dict(state)
