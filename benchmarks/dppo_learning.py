@@ -72,7 +72,9 @@ def draw(curves: list[LearningCurve], path: Path) -> None:
     figure = Figure(figsize=(3.6 * len(by_task), 3.4), layout="constrained")
     for axes, (task, runs) in zip(np.atleast_1d(figure.subplots(1, len(by_task))), by_task.items()):
         for curve in runs:
-            axes.plot(curve.env_steps / 1e6, curve.mean, color="C0", linewidth=0.9, alpha=0.5)
+            alone = len(runs) == 1
+            axes.plot(curve.env_steps / 1e6, curve.mean, color="C0", linewidth=2.4 if alone else 0.9,
+                      alpha=1.0 if alone else 0.5)  # fmt: skip
         if len(runs) > 1:
             shortest = min(len(curve.mean) for curve in runs)
             steps = np.mean([curve.env_steps[:shortest] for curve in runs], axis=0)
