@@ -2,8 +2,7 @@
 
 from dizoo_configs.gym.builder import qgpo_small
 
-# Here the critics trust few of their own differences between actions, and guidance overshoots at the others' alpha of 8:
-# docs/algorithms/qgpo.md, "Where it is hard".
+# At the other sets' alpha of 8 guidance overshoots here: docs/algorithms/qgpo.md, "Where it is hard".
 GENTLE = dict(policy=dict(model=dict(qgpo_critic=dict(alpha=0.5, critic_layer_norm=True))))
 
 main_config, create_config = qgpo_small("walker2d", "medium_expert", GENTLE)
