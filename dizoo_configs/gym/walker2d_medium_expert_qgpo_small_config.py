@@ -3,7 +3,13 @@
 from dizoo_configs.gym.builder import qgpo_small
 
 # At the other sets' alpha of 8 guidance overshoots here: docs/algorithms/qgpo.md, "Where it is hard".
-GENTLE = dict(policy=dict(model=dict(qgpo_critic=dict(alpha=0.5, critic_layer_norm=True))))
+GENTLE = dict(
+    policy=dict(
+        model=dict(qgpo_critic=dict(alpha=1.0, critic_layer_norm=True)),
+        learn=dict(train_epoch=180),
+        eval=dict(evaluator=dict(eval_freq=180000)),
+    )
+)
 
 main_config, create_config = qgpo_small("walker2d", "medium_expert", GENTLE)
 
