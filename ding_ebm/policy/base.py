@@ -37,10 +37,17 @@ def autocast_dtype(precision: str, device: str) -> torch.dtype:
         if device.startswith("cuda"):
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            capabilities = torch.cpu.get_capabilities()
-            fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+            fast = _cpu_has_bfloat16()
         precision = "bfloat16" if fast else "float32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False))
+    # Older torch, such as 2.8, the newest for Python 3.9.
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def autocast(precision: str, device: str) -> torch.autocast:
