@@ -15,6 +15,8 @@ from ding_ebm.envs.registry import get_task, make_batch_env, make_env
 if importlib.util.find_spec("mujoco") is None:
     pytest.skip("MuJoCo is not installed", allow_module_level=True)
 
+import mujoco
+
 from ding_ebm.envs.mujoco_batch import BODIES, MujocoBatch
 
 NAMES = list(BODIES)
@@ -234,3 +236,27 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="one seed for each of the 2 environments, got 1"):
         env.reset([1])
     np.testing.assert_array_equal(env.reset([], []), before)
+
+
+def test_a_users_clock_stays() -> None:
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    data, env, action = mujoco.MjData(model), MujocoBatch("hopper", 1), np.zeros((1, 3))
+    mujoco.mj_step(model, data)
+    before = data.timer.duration[0]
+    assert before > 0
+    env.step(action)
+    mujoco.mj_step(model, data)
+    assert data.timer.duration[0] == before
+
+    ticks: list[float] = []
+
+    def clock() -> float:
+        ticks.append(0.0)
+        return float(len(ticks))
+
+    mujoco.set_mjcb_time(clock)
+    try:
+        env.step(action)
+        assert ticks and mujoco.get_mjcb_time() is clock
+    finally:
+        mujoco.set_mjcb_time(None)
