@@ -34,16 +34,16 @@ class Clock:
     """CPU and wall seconds of named parts."""
 
     def __init__(self, cpu: Callable[[], float]) -> None:
-        self._cpu = cpu
+        self.cpu = cpu
         self.spent: dict[str, tuple[float, float]] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count what happens inside."""
-        cpu, wall = self._cpu(), time.perf_counter()
+        cpu, wall = self.cpu(), time.perf_counter()
         yield
         before = self.spent.get(name, (0.0, 0.0))
-        self.spent[name] = (before[0] + self._cpu() - cpu, before[1] + time.perf_counter() - wall)
+        self.spent[name] = (before[0] + self.cpu() - cpu, before[1] + time.perf_counter() - wall)
 
     def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, counted."""

@@ -5,9 +5,9 @@ K = 20 denoising steps of which F = 10 are fine-tuned, 500 decisions an environm
 a checkout of the reference; without it only our side is measured. What of it is called as it is, and what had to be
 restated, is said in ``dppo_reference.py``.
 
-Both sides are timed in turn, round by round. CPU time is that of the process with its threads and workers, wall time
-that of the clock; a ratio is the median over rounds of reference over ours. An iteration runs in a process of its own;
-its memory is the peak above what the process held before. Linux only.
+Each side runs in a process of its own, and both are timed in turn, round by round. CPU time is that of the process with
+its threads and workers, wall time that of the clock; a ratio is the median over rounds of reference over ours. The
+memory of an iteration is the peak above what the process held before. Linux only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,25 +68,24 @@ from ding_ebm.policy.dppo import DPPOPolicy  # noqa: E402
 
 DECISIONS, BATCH, PASSES = 500, 50_000, 5
 MODEL = dict(task=TASK, obs_dim=OBS, action_dim=ACTION)
-Function = Callable[[], Any]
-Times = dict[str, list[tuple[float, float]]]
+SIDES = ("reference", "ours")
 
 
-@dataclass(frozen=True)
-class Work:
-    """One line of the table.
+@dataclass
+class Unit:
+    """What one side does in a round.
 
     Attributes:
-        name: What is done.
-        sides: The call that does it, by ``reference``, if that is at hand, and ``ours``.
+        run: The call.
         repeat: Calls a round.
         cpu: CPU seconds until now.
+        clock: Where the parts of the call are counted, if they are.
     """
 
-    name: str
-    sides: dict[str, Function]
+    run: Callable[[], Any]
     repeat: int = 1
     cpu: Callable[[], float] = time.process_time
+    clock: Clock | None = None
 
 
 def make_manager() -> VectorEnvManager:
@@ -144,172 +144,172 @@ class Ours:
         )
 
 
-def update_works(reference: bool, precision: str) -> list[Work]:
-    """A collection of 5000 decisions and one pass over it, which is one minibatch."""
-    decisions = BATCH // F // ENVS
-    ours = Ours(decisions, BATCH, 1, precision)
-    data = ours.collection(decisions)
-    sides = dict(ours=lambda: ours.policy._forward_learn(data))
-    if reference:
-        theirs = Reference(decisions, BATCH, 1)
-        collected = theirs.collection()
-        sides = dict(reference=lambda: theirs.update(*theirs.prepare(*collected)), **sides)
-    return [Work(f"update, {BATCH} rows once ({precision})", sides)]
+def stepping(side: str, args: argparse.Namespace) -> Unit:
+    """100 chunks of small random actions."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (100, ENVS, CHUNK, ACTION)).astype(np.float32)
+    if side == "reference":
+        workers = make_workers()
+        workers.reset(seed=0)
+        return Unit(lambda: [workers.step(chunk) for chunk in actions], cpu=partial(cpu_seconds, workers.processes))
+    manager = make_manager()
+    manager.launch()
+    return Unit(lambda: [manager.batch_step(SCALE * chunk) for chunk in actions])
 
 
-def policy_works(reference: bool) -> list[Work]:
+def policy_call(side: str, args: argparse.Namespace) -> Unit:
     """Chunks for all environments."""
     obs = np.random.default_rng(0).standard_normal((ENVS, 1, OBS)).astype(np.float32)
-    sides: dict[str, Function] = dict(ours=partial(Ours(1, 1, 1).act, obs))
-    if reference:
-        sides = dict(reference=partial(Reference(1, 1, 1).act, obs), **sides)
-    return [Work(f"policy call, {ENVS} environments", sides, repeat=20)]
+    return Unit(partial((Reference if side == "reference" else Ours)(1, 1, 1).act, obs), repeat=20)
 
 
-def stepping_works(reference: bool) -> list[Work]:
-    """Chunks of small random actions."""
-    actions = SCALE * np.random.default_rng(0).uniform(-1, 1, (100, ENVS, CHUNK, ACTION)).astype(np.float32)
-    manager, cpu = make_manager(), time.process_time
-    sides: dict[str, Function] = dict(ours=lambda: [manager.batch_step(chunk) for chunk in actions])
-    if reference:
-        workers = make_workers()  # first: it forks, which is not for a process with threads
-        workers.reset(seed=0)
-        cpu = partial(cpu_seconds, workers.processes)
-        sides = dict(reference=lambda: [workers.step(chunk / SCALE) for chunk in actions], **sides)
-    manager.launch()
-    return [Work(f"100 chunks in {ENVS} environments", sides, cpu=cpu)]
+def update(side: str, args: argparse.Namespace) -> Unit:
+    """A collection of 5000 decisions and one pass over it, which is one minibatch."""
+    decisions = BATCH // F // ENVS
+    if side == "reference":
+        theirs = Reference(decisions, BATCH, 1)
+        collected = theirs.collection()
+        return Unit(lambda: theirs.update(*theirs.prepare(*collected)))
+    ours = Ours(decisions, BATCH, 1, args.precision)
+    data = ours.collection(decisions)
+    return Unit(lambda: ours.policy._forward_learn(data))
 
 
-def cloning_works(reference: bool, precision: str, rows: int, folder: Path) -> list[Work]:
-    """Updates of pre-training with their batches, beside the reference's and beside our network alone."""
-    rng = np.random.default_rng(0)
+def cloning(side: str, args: argparse.Namespace, batch: int, beside_network: bool = False) -> Unit:
+    """Updates of pre-training with their batches; or, as the reference, of our network alone."""
+    repeat = 100 if batch < 1000 else 5
+    if side == "reference" and beside_network:
+        return Unit(alone(batch), repeat)
+    rng, rows = np.random.default_rng(0), args.rows
     obs, action = (rng.uniform(-1, 1, (rows, size)).astype(np.float32) for size in (OBS, ACTION))
+    if side == "reference":
+        with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+            np.savez(file, states=obs, actions=action, traj_lengths=np.full(rows // 1000, 1000))
+            file.flush()
+            return Unit(ReferenceCloning(Path(file.name), batch).step, repeat)
     ends = np.zeros(rows, dtype=np.bool_)
     ends[999::1000] = True
     transitions = Transitions(obs, action, np.zeros(rows, np.float32), obs, np.zeros_like(ends), ends, "random")
     dataset = ChunkDataset(transitions, horizon_steps=CHUNK)
-    if reference:
-        np.savez(folder / "train.npz", states=obs, actions=action, traj_lengths=np.full(rows // 1000, 1000))
-    works: list[Work] = []
-    for batch, repeat in ((128, 50), (4096, 5)):
-        learn = dict(batch_size=batch, ema_start_iter=0, precision=precision)
-        cfg = deep_merge_dicts(DiffusionBCPolicy.default_config(), EasyDict(model=MODEL, learn=learn))
-        policy = DiffusionBCPolicy(cfg, enable_field=["learn"])
-        batches = endless(partial(DataLoader, dataset, batch, shuffle=True, collate_fn=lambda x: x))
-        ours = lambda policy=policy, batches=batches: policy._forward_learn(next(batches))  # noqa: E731
-        name, sides = f"pre-training update, batch {batch} ({precision})", dict(ours=ours)
-        if reference:
-            sides = dict(reference=ReferenceCloning(folder / "train.npz", batch).step, **sides)
-        works.append(Work(name, sides, repeat))
-        works.append(
-            Work(f"{name}; for the reference: our network alone", dict(reference=alone(batch), ours=ours), repeat)
-        )
-    return works
+    batches = endless(partial(DataLoader, dataset, batch, shuffle=True, collate_fn=lambda x: x))
+    learn = dict(batch_size=batch, ema_start_iter=0, precision=args.precision)
+    cfg = deep_merge_dicts(DiffusionBCPolicy.default_config(), EasyDict(model=MODEL, learn=learn))
+    policy = DiffusionBCPolicy(cfg, enable_field=["learn"])
+    return Unit(lambda: policy._forward_learn(next(batches)), repeat)
 
 
-def measure(work: Work, rounds: int) -> Times:
-    """Milliseconds of CPU and wall of the sides in turn."""
-    times: Times = {who: [] for who in work.sides}
-    for round_number in range(rounds + 1):  # the first warms up
-        for who, function in work.sides.items():
-            cpu, wall = work.cpu(), time.perf_counter()
-            for _ in range(work.repeat):
-                function()
-            spent = (work.cpu() - cpu) / work.repeat * 1e3, (time.perf_counter() - wall) / work.repeat * 1e3
-            if round_number:
-                times[who].append(spent)
-    return times
+def sizes(args: argparse.Namespace) -> tuple[int, int]:
+    """Decisions an environment, and rows of a minibatch: fewer decisions are as many minibatches."""
+    decisions = max(1, round(DECISIONS * args.scale))
+    return decisions, min(BATCH, ENVS * decisions * F // 4)
 
 
-def row_of(name: str, times: Times) -> dict[str, Any]:
-    """Medians, and ratios where both sides were measured."""
-    row: dict[str, Any] = {"work": name}
-    for who in ("reference", "ours"):
-        for unit, index in (("cpu", 0), ("wall", 1)):
-            values = [spent[index] for spent in times.get(who, [])]
-            row[f"{who}_{unit}_ms"] = round(statistics.median(values), 2) if values else "-"
-    for unit, index in (("cpu", 0), ("wall", 1)):
-        ratios = sorted(a[index] / max(b[index], 1e-6) for a, b in zip(times.get("reference", []), times["ours"]))
-        row[f"{unit}_ratio"] = round(statistics.median(ratios), 2) if ratios else "-"
-        row[f"{unit}_ratio_range"] = f"{ratios[0]:.2f}-{ratios[-1]:.2f}" if ratios else "-"
-    return row
-
-
-def one_iteration(side: str, decisions: int, batch: int, precision: str) -> None:
-    """One iteration of one side in this process; prints its times and its memory as JSON."""
-    clock = Clock(time.process_time)
+def iteration(side: str, args: argparse.Namespace) -> Unit:
+    """Collecting and learning."""
+    decisions, batch = sizes(args)
     if side == "reference":
         workers = make_workers()
         clock = Clock(partial(cpu_seconds, workers.processes))
         reference = Reference(decisions, batch, PASSES)
-        iterate, act = partial(reference.iterate, clock, workers), reference.act
+        run, act = partial(reference.iterate, clock, workers), reference.act
     else:
-        ours = Ours(decisions, batch, PASSES, precision)
-        iterate, act = partial(ours.iterate, clock, ours.collector(clock)), ours.act
+        clock = Clock(time.process_time)
+        ours = Ours(decisions, batch, PASSES, args.precision)
+        run, act = partial(ours.iterate, clock, ours.collector(clock)), ours.act
     for _ in range(3):
         act(np.zeros((ENVS, 1, OBS), dtype=np.float32))
+    return Unit(run, cpu=clock.cpu, clock=clock)
+
+
+def works(args: argparse.Namespace) -> dict[str, Callable[..., Unit]]:
+    """Everything that is measured, by its name in the table."""
+    kind, (decisions, batch) = args.precision, sizes(args)
+    small, large = (f"pre-training update, batch {rows} ({kind})" for rows in (128, 4096))
+    return {
+        f"100 chunks in {ENVS} environments": stepping,
+        f"policy call, {ENVS} environments": policy_call,
+        f"update, {BATCH} rows once ({kind})": update,
+        small: partial(cloning, batch=128),
+        large: partial(cloning, batch=4096),
+        f"{small}, beside our network alone": partial(cloning, batch=128, beside_network=True),
+        f"{large}, beside our network alone": partial(cloning, batch=4096, beside_network=True),
+        f"iteration, {ENVS} x {decisions} decisions, {PASSES} passes by {batch} rows ({kind})": iteration,
+    }
+
+
+def serve(unit: Unit) -> None:
+    """Run a round for each line of the input and print what it took."""
     before = memory("VmRSS")
-    iterate()
-    print(json.dumps(dict(spent=clock.spent, megabytes=memory("VmHWM") - before)))
+    for _ in sys.stdin:
+        cpu, wall = unit.cpu(), time.perf_counter()
+        for _ in range(unit.repeat):
+            unit.run()
+        spent = (unit.cpu() - cpu) / unit.repeat, (time.perf_counter() - wall) / unit.repeat
+        parts = {} if unit.clock is None else dict(unit.clock.spent)
+        print(json.dumps(dict(parts, all=spent, megabytes=memory("VmHWM") - before)), flush=True)
+        if unit.clock is not None:
+            unit.clock.spent.clear()
 
 
-def iteration_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Whole iterations, each in a process of its own, and their parts."""
-    decisions = max(1, round(DECISIONS * args.scale))
-    batch = min(BATCH, ENVS * decisions * F // 4)
-    sides = ["reference", "ours"] if args.reference else ["ours"]
-    spent: dict[str, Times] = {part: {who: [] for who in sides} for part in PARTS}
-    megabytes: dict[str, list[float]] = {who: [] for who in sides}
-    for _ in range(args.iterations):
-        for side in sides:
-            command = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--threads", str(args.threads)]
-            command += ["--decisions", str(decisions), "--batch", str(batch), "--precision", args.precision]
-            command += ["--reference", str(args.reference.resolve())] if args.reference else []
-            with tempfile.TemporaryDirectory() as folder:  # the collector logs into it
-                done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-            result = json.loads(done.stdout.splitlines()[-1])
-            megabytes[side].append(result["megabytes"])
-            for part in PARTS:
-                cpu, wall = result["spent"][part]
-                spent[part][side].append((cpu * 1e3, wall * 1e3))
-    name = f"iteration, {ENVS} x {decisions} decisions, {PASSES} passes by {batch} rows ({args.precision})"
-    rows = [row_of(name if part == "all" else f"{name}: {part}", times) for part, times in spent.items()]
-    for who, values in megabytes.items():
-        rows[0][f"{who}_mb"] = round(statistics.median(values))
-    return rows
+def measure(name: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """What rounds took on each side, in turn."""
+    here = SIDES if args.reference or "beside" in name else SIDES[1:]
+    long = name.startswith("iteration")
+    replies: dict[str, list[dict[str, Any]]] = {side: [] for side in here}
+    with tempfile.TemporaryDirectory() as folder:  # the collector logs into it
+        command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--work", name]
+        command += ["--reference", str(args.reference)] if args.reference else []
+        processes = {
+            side: subprocess.Popen(
+                [*command, "--side", side], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for side in here
+        }
+        for number in range(args.iterations if long else args.rounds + 1):
+            for side, process in processes.items():
+                process.stdin.write("\n")
+                process.stdin.flush()
+                reply = next((line for line in process.stdout if line.startswith("{")), None)
+                if reply is None:
+                    raise RuntimeError(f"{side} ended in {name!r}")
+                if long or number:  # the first round warms up
+                    replies[side].append(json.loads(reply))
+        for process in processes.values():
+            process.communicate()
+    return replies
+
+
+def rows_of(name: str, replies: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Medians in milliseconds, and ratios where both sides were measured; of the whole and of its parts."""
+    for part in (part for part in PARTS if part in replies["ours"][0]):
+        row: dict[str, Any] = {"work": name if part == "all" else f"{name}: {part}"}
+        for side, (index, unit) in product(SIDES, enumerate(("cpu", "wall"))):
+            values = [1e3 * reply[part][index] for reply in replies.get(side, [])]
+            row[f"{side}_{unit}_ms"] = round(statistics.median(values), 2) if values else "-"
+        for index, unit in enumerate(("cpu", "wall")):
+            pairs = zip(replies.get("reference", []), replies["ours"])
+            ratios = sorted(a[part][index] / max(b[part][index], 1e-9) for a, b in pairs)
+            row[f"{unit}_ratio"] = round(statistics.median(ratios), 2) if ratios else "-"
+            row[f"{unit}_ratio_range"] = f"{ratios[0]:.2f}-{ratios[-1]:.2f}" if ratios else "-"
+        if name.startswith("iteration") and part == "all":
+            for side, given in replies.items():
+                row[f"{side}_mb"] = round(max(reply["megabytes"] for reply in given))
+        yield row | dict(rounds=len(replies["ours"]))
 
 
 def line_of(row: dict[str, Any]) -> str:
     """A row for people."""
-    memories = "".join(f"   {who} {row[f'{who}_mb']} MB" for who in ("reference", "ours") if f"{who}_mb" in row)
+    memories = "".join(f"   {side} {row[f'{side}_mb']} MB" for side in SIDES if f"{side}_mb" in row)
     return (
-        f"{row['work']:<70} reference {row['reference_cpu_ms']:>10} ms CPU {row['reference_wall_ms']:>10}"
+        f"{row['work']:<90} reference {row['reference_cpu_ms']:>10} ms CPU {row['reference_wall_ms']:>10}"
         f"   ours {row['ours_cpu_ms']:>9} / {row['ours_wall_ms']:>9}"
         f"   ratio {row['cpu_ratio']:>5} ({row['cpu_ratio_range']}) / {row['wall_ratio']}{memories}"
     )
 
 
-def all_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every line that is asked for, as it is measured."""
-    reference = args.reference is not None
-    with tempfile.TemporaryDirectory() as folder:
-        makers = [
-            partial(stepping_works, reference),
-            partial(policy_works, reference),
-            partial(update_works, reference, args.precision),
-            partial(cloning_works, reference, args.precision, args.rows, Path(folder)),
-        ]
-        for work in (work for maker in makers for work in maker() if args.only in work.name):
-            yield row_of(work.name, measure(work, args.rounds)) | dict(rounds=args.rounds)
-    if args.iterations and args.only in "iteration":
-        for row in iteration_rows(args):
-            yield row | dict(rounds=args.iterations)
-
-
 def main() -> None:
     """Measure everything, print it and write it to a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", type=Path, help="checkout of the reference")
+    parser.add_argument("--reference", type=lambda path: Path(path).resolve(), help="checkout of the reference")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each line")
     parser.add_argument("--iterations", type=int, default=2, help="whole iterations of each side; 0 for none")
@@ -318,21 +318,23 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of our updates")
     parser.add_argument("--only", default="", help="measure the lines that contain this")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    for name, kind in (("--side", str), ("--decisions", int), ("--batch", int)):
-        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    if args.reference:
+    if args.work:
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
         sys.path.insert(0, str(args.reference))
-    if args.side:
-        one_iteration(args.side, args.decisions, args.batch, args.precision)
+        serve(works(args)[args.work](args.side, args))
         return
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     rows = []
-    for row in all_rows(args):
-        rows.append(row | dict(device="cpu", threads=args.threads, commit=commit.stdout.strip()))
-        print(line_of(row), flush=True)
+    for name in works(args):
+        if args.only not in name or (name.startswith("iteration") and not args.iterations):
+            continue
+        for row in rows_of(name, measure(name, args)):
+            rows.append(row | dict(device="cpu", threads=args.threads, commit=commit.stdout.strip()))
+            print(line_of(row), flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open("w", newline="") as file:
