@@ -200,5 +200,5 @@ def log_mean_exp(x: Tensor, dim: int = -1, log_w: Tensor | None = None) -> Tenso
     """
     if log_w is None:
         return torch.logsumexp(x, dim=dim) - math.log(x.shape[dim])
-    log_w = log_w.expand_as(x)
+    log_w = log_w.to(x.dtype).expand_as(x)
     return torch.logsumexp(x + log_w, dim=dim) - torch.logsumexp(log_w, dim=dim)
