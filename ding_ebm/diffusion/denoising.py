@@ -50,6 +50,11 @@ class DenoisingPlan:
         """S."""
         return len(self.steps)
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Denoising index k that each of the S + 1 entries of a whole chain holds: K, ..., 0 by DDPM."""
+        return (*self.steps, 0)
+
     def exploring_std(self, least: float) -> tuple[float, ...]:
         """Standard deviations for collecting: none below ``least``, the last step's neither."""
         return tuple(max(std, least) for std in self.std)
@@ -59,6 +64,21 @@ class DenoisingPlan:
         if not any(self.std):
             return self.std
         return (*(max(std, _LEAST_EVALUATION_STD) for std in self.std[:-1]), 0.0)
+
+
+def chain_index(k: int, levels: Sequence[int]) -> int:
+    """Entry of a chain that holds denoising index k: K - k in a whole chain of DDPM.
+
+    Args:
+        k: 0 is the clean action, K the pure noise.
+        levels: Index that each entry holds: ``plan.levels``, or its last F + 1 where F steps were recorded.
+
+    Raises:
+        ValueError: If no entry holds it.
+    """
+    if k not in levels:
+        raise ValueError(f"no entry of the chain holds denoising index {k}; its entries hold {tuple(levels)}")
+    return levels.index(k)
 
 
 def ddpm_plan(schedule: CosineSchedule) -> DenoisingPlan:
@@ -175,6 +195,7 @@ def denoise(
     recorded: int = 0,
     clip: float | None = 1.0,
     noise_clip: float | None = None,
+    step_noise: Tensor | None = None,
 ) -> Denoised:
     """Carry noise to clean samples, step by step.
 
@@ -183,10 +204,12 @@ def denoise(
         predict_noise: Maps (x before the step, j) to the predicted noise, of the same shape.
         x: Standard normal noise, (B, ...).
         std: Standard deviation of each step, S of them, such as ``plan.exploring_std(0.1)``.
-        generator: Of the noise of the steps, on the device of ``x``; unused where ``std`` is 0.
+        generator: Of the noise of the steps, on the device of ``x``; unused where ``std`` is 0 or ``step_noise`` given.
         recorded: F, number of steps at the end that the chain is recorded of.
         clip: Bound on the predicted clean samples' absolute value, or None.
         noise_clip: Bound on the absolute value of the standard normal noise of a step, or None.
+        step_noise: Standard normal noise of every step, (S, ...) with each entry broadcastable to ``x``, so that
+            samples may share it; None draws one for each.
 
     Raises:
         ValueError: If ``std`` has not one entry a step, or ``recorded`` is not from 0 to S.
@@ -198,8 +221,11 @@ def denoise(
     for j in range(len(plan)):
         x = mean = step_mean(plan, j, x, predict_noise(x, j).to(x.dtype), clip)
         if std[j] > 0.0:
-            z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = mean + std[j] * (z if noise_clip is None else z.clamp_(-noise_clip, noise_clip))
+            if step_noise is None:
+                z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            else:
+                z = step_noise[j]
+            x = mean + std[j] * (z if noise_clip is None else z.clamp(-noise_clip, noise_clip))
         if j + 1 >= first:
             chain.append(x)
         if j >= first:

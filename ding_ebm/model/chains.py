@@ -74,6 +74,7 @@ def sample_chunks(
     fine_tuned_steps: int = 0,
     clip: float | None = 1.0,
     noise_clip: float | None = None,
+    step_noise: Tensor | None = None,
 ) -> Denoised:
     """Action chunks in normalized units; each network is evaluated at its own steps only.
 
@@ -88,6 +89,7 @@ def sample_chunks(
         fine_tuned_steps: F; the chain of these steps is recorded.
         clip: Bound on the predicted clean actions, or None.
         noise_clip: Bound on the noise of a step, or None.
+        step_noise: See :func:`~ding_ebm.diffusion.denoising.denoise`.
 
     Raises:
         ValueError: If F is not from 0 to S, or there is no network for it.
@@ -115,7 +117,78 @@ def sample_chunks(
         recorded=fine_tuned_steps,
         clip=clip,
         noise_clip=noise_clip,
+        step_noise=step_noise,
     )
+
+
+class DiffusionPrior:
+    """Whole chains of a frozen policy, such as the one that fine-tuning starts from.
+
+    The noise of a chain is the same for every observation: chain m of an observation depends on the observation, m
+    and the generator's state, and not on what else is in the batch.
+
+    Args:
+        network: The noise network, by reference; it must not be trained while its chains are in use.
+        plan: The steps.
+        num_steps: K of the noise schedule; the plan may skip some of its steps.
+        chunk_shape: (Tp, Da).
+        std: Standard deviation of each step of a random chain; None: those of an evaluation.
+        clip: Bound on the predicted clean actions, or None.
+
+    Attributes:
+        levels: Denoising index that each entry of a chain holds, from noise to 0; (K, ..., 0) by DDPM.
+
+    Raises:
+        ValueError: If the plan has a step beyond K.
+    """
+
+    def __init__(
+        self,
+        network: ChunkNoiseModel,
+        plan: DenoisingPlan,
+        num_steps: int,
+        chunk_shape: tuple[int, int],
+        *,
+        std: Sequence[float] | None = None,
+        clip: float | None = 1.0,
+    ) -> None:
+        if plan.steps[0] > num_steps:
+            raise ValueError(f"the plan starts at denoising index {plan.steps[0]}, beyond K = {num_steps}")
+        self.levels, self.num_steps = plan.levels, num_steps
+        self._network, self._plan, self._chunk_shape, self._clip = network, plan, chunk_shape, clip
+        self._std = plan.evaluation_std() if std is None else tuple(std)
+
+    @torch.no_grad()
+    def sample_chains(self, obs: Tensor, num: int, deterministic: bool, generator: torch.Generator) -> Tensor:
+        """Chains of each observation, (num, B, S + 1, Tp, Da), in the dtype of ``obs``; the first entry is the noise.
+
+        Args:
+            obs: Normalized observation histories, (B, To, Do).
+            num: Chains of each observation.
+            deterministic: The chain of means, from 0 and without noise; all ``num`` chains are the same.
+            generator: Of all noise; its device may be another one than that of ``obs``. It draws in float64, so that
+                float32 and float64 chains agree.
+        """
+        shape = (len(self._plan) + 1, num, 1, *self._chunk_shape)
+        if deterministic:
+            noise, std = obs.new_zeros(shape), (0.0,) * len(self._plan)
+        else:
+            noise = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64)
+            std = self._std
+        noise = noise.to(obs)
+        chain = sample_chunks(
+            self._network,
+            self._network,
+            self._plan,
+            obs,
+            noise[0].expand(num, len(obs), *self._chunk_shape),
+            std=std,
+            generator=generator,
+            fine_tuned_steps=len(self._plan),
+            clip=self._clip,
+            step_noise=noise[1:],
+        ).chain
+        return chain.transpose(1, 2)
 
 
 def chain_means(

@@ -190,6 +190,15 @@ def mse_guidance_loss(f: Tensor, q: Tensor, inverse_temperature: Tensor | float)
     return F.mse_loss(f, (beta * q).detach())
 
 
-def log_mean_exp(logits: Tensor) -> Tensor:
-    """log of the mean of exp over the last dimension."""
-    return torch.logsumexp(logits, dim=-1) - math.log(logits.shape[-1])
+def log_mean_exp(x: Tensor, dim: int = -1, log_w: Tensor | None = None) -> Tensor:
+    """log of the mean of exp over a dimension, which it loses.
+
+    Args:
+        x: (..., N, ...).
+        dim: The dimension of N.
+        log_w: Logarithms of weights, broadcastable against ``x``; they need not sum to one. None: equal weights.
+    """
+    if log_w is None:
+        return torch.logsumexp(x, dim=dim) - math.log(x.shape[dim])
+    log_w = log_w.to(x.dtype).expand_as(x)
+    return torch.logsumexp(x + log_w, dim=dim) - torch.logsumexp(log_w, dim=dim)

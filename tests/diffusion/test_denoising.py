@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ding_ebm.diffusion.denoising import (
     DenoisingPlan,
+    chain_index,
     ddim_plan,
     ddpm_plan,
     denoise,
@@ -209,6 +210,31 @@ def test_the_recorded_chain_is_the_end_of_the_whole_chain_and_its_means_are_thos
         for i, j in enumerate(range(first_recorded(plan, recorded), len(plan))):
             before = sample.chain[:, i]
             torch.testing.assert_close(step_mean(plan, j, before, curved(before, j)), sample.mean[:, i])
+
+
+def test_one_function_says_which_entry_of_a_chain_holds_which_index():
+    ddpm, ddim = PLANS["ddpm"], PLANS["ddim, 5 steps"]
+    assert ddpm.levels == tuple(range(20, -1, -1)) and ddim.levels == (17, 13, 9, 5, 1, 0)
+    assert [chain_index(k, ddpm.levels) for k in (0, 1, 20)] == [20, 19, 0]
+    recorded = run(ddpm, 3).chain
+    for k in range(4):  # the last 3 steps' chain is the end of the whole one
+        part, whole = chain_index(k, ddpm.levels[-4:]), chain_index(k, ddpm.levels)
+        assert torch.equal(recorded[:, part], run(ddpm, 20).chain[:, whole])
+    for k, levels in ((2, ddim.levels), (21, ddpm.levels), (-1, ddpm.levels), (4, ddpm.levels[-4:])):
+        with pytest.raises(ValueError, match=f"no entry of the chain holds denoising index {k}; its entries hold"):
+            chain_index(k, levels)
+
+
+def test_samples_that_share_their_noise_are_functions_of_their_start():
+    plan, std = PLANS["ddpm"], PLANS["ddpm"].exploring_std(0.1)
+    start, shared = normal(1, 4, 3).expand(5, 4, 3), normal(20, 1, 4, 3, seed=1)
+    x = denoise(plan, curved, start, std=std, generator=generator(), step_noise=shared).x
+    assert torch.equal(x, x[:1].expand_as(x))
+    own = denoise(plan, curved, start, std=std, generator=generator()).x
+    assert float((own[0] - own[1]).abs().max()) > 0.01
+    # Noise of one's own, given, is noise that is drawn.
+    drawn = torch.stack([torch.randn(5, 4, 3, generator=g, dtype=torch.float64) for g in [generator()] for _ in std])
+    assert torch.equal(denoise(plan, curved, start, std=std, generator=generator(9), step_noise=drawn).x, own)
 
 
 def test_the_noise_of_a_step_has_its_standard_deviation_and_is_clipped():

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from ding_ebm.diffusion.denoising import ddim_plan, ddpm_plan, step_mean
 from ding_ebm.diffusion.schedules import CosineSchedule
-from ding_ebm.model.chains import LOG_PROB_RANGE, chain_means, chunk_log_prob, chunk_loss, sample_chunks
+from ding_ebm.model.chains import (
+    LOG_PROB_RANGE,
+    DiffusionPrior,
+    chain_means,
+    chunk_log_prob,
+    chunk_loss,
+    sample_chunks,
+)
+from ding_ebm.model.diffusion_mlp import DiffusionMLP
+from ding_ebm.model.unet import Unet1D
 
 K, B, TO, TP, DO, DA = 8, 6, 2, 4, 3, 2
 SCHEDULE = CosineSchedule(K)
@@ -143,3 +152,69 @@ def test_missing_networks_and_unknown_reductions_are_refused():
         sample(PLANS["ddpm"], 2, Net(1.0), None)
     with pytest.raises(ValueError, match=r"reduction must be one of \('mean', 'sum'\), got 'max'"):
         chunk_log_prob(normal(1, 1, 1), normal(1, 1, 1), 1.0, 1, "max")
+
+
+# Chains of a frozen policy.
+
+NETWORKS = {
+    "mlp": lambda: DiffusionMLP(DO, DA, TO, TP, mlp_dims=(32, 32, 32)),
+    "unet": lambda: Unet1D(DO, DA, TO, TP, dim=16, num_groups=4),
+}
+
+
+def prior(network: str, plan: str, **options) -> DiffusionPrior:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = NETWORKS[network]().double()
+    return DiffusionPrior(made, PLANS[plan], K, (TP, DA), **options)
+
+
+def chains(of: DiffusionPrior, obs: Tensor, num: int, deterministic: bool = False, seed: int = 0) -> Tensor:
+    return of.sample_chains(obs, num, deterministic, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", PLANS)
+def test_a_chain_of_the_prior_is_one_that_the_policy_samples_from_its_noise(network, name):
+    of, plan, obs = prior(network, name), PLANS[name], normal(B, TO, DO)
+    drawn = chains(of, obs, 2)
+    assert drawn.shape == (2, B, len(plan) + 1, TP, DA) and of.levels == plan.levels
+    noise = torch.randn(
+        len(plan) + 1, 2, 1, TP, DA, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )  # fmt: skip
+    for m in range(2):
+        for row in range(2):
+            x = noise[0, m]
+            for j, k in enumerate(plan.steps):
+                torch.testing.assert_close(drawn[m, row, j], x[0], rtol=1e-10, atol=1e-12)
+                predicted = of._network(x, torch.tensor([k - 1]), obs[row : row + 1])
+                x = step_mean(plan, j, x, predicted) + plan.evaluation_std()[j] * noise[1 + j, m]
+            torch.testing.assert_close(drawn[m, row, -1], x[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_chain_depends_on_its_own_observation_alone(network, deterministic):
+    of, obs = prior(network, "ddpm"), normal(B, TO, DO)
+    together = chains(of, obs, 2, deterministic)
+    for row in range(B):
+        alone = chains(of, obs[row : row + 1], 2, deterministic)[:, 0]
+        torch.testing.assert_close(together[:, row], alone, rtol=1e-10, atol=1e-12)
+    assert float((together[:, 0] - together[:, 1]).abs().max()) > 1e-3
+    same = chains(of, obs, 2, deterministic, seed=1)
+    if deterministic:
+        assert torch.equal(same, together) and torch.equal(together[0], together[1])
+        assert not bool(together[:, :, 0].any())
+    else:
+        assert not torch.equal(same, together) and not torch.equal(together[0], together[1])
+    single = DiffusionPrior(of._network.float(), PLANS["ddpm"], K, (TP, DA))
+    torch.testing.assert_close(chains(single, obs.float(), 2, deterministic), together.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_noise_of_the_priors_chains_can_be_that_of_collecting():
+    obs, plan = normal(B, TO, DO), PLANS["ddpm"]
+    still, noisy = prior("mlp", "ddpm"), prior("mlp", "ddpm", std=plan.exploring_std(0.5))
+    last = chains(noisy, obs, 200)[:, 0, -1].std(0).mean()
+    assert float(last) > 0.45 and float(chains(still, obs, 200)[:, 0, -1].std(0).mean()) < 0.9 * float(last)
+    with pytest.raises(ValueError, match="starts at denoising index 8, beyond K = 7"):
+        DiffusionPrior(NETWORKS["mlp"](), plan, 7, (TP, DA))

@@ -162,6 +162,18 @@ def test_large_values_do_not_overflow():
     assert cep_labels(q, 10.0, "softmax").isfinite().all()
     assert cep_labels(q, 10.0, "unnormalized", torch.zeros(4)).isfinite().all()
     torch.testing.assert_close(log_mean_exp(q), (q - 1e4).exp().mean(1).log() + 1e4, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(log_mean_exp(q.T, dim=0), log_mean_exp(q), rtol=1e-12, atol=0.0)
+    for sign in (-1.0, 1.0):
+        far = sign * 1e4 + q - q.mean()
+        assert bool(torch.isfinite(log_mean_exp(far)).all()) and bool((log_mean_exp(far[:, :1]) == far[:, 0]).all())
+
+
+def test_a_weighted_log_mean_exp_is_the_mean_under_the_weights():
+    x, w = random(4, 5, 3), random(5, 1, seed=1).exp()
+    expected = ((w * x.exp()).sum(1) / w.sum()).log()
+    torch.testing.assert_close(log_mean_exp(x, dim=1, log_w=w.log()), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_mean_exp(x, 1, w.log() + 700.0), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_mean_exp(x, 1, torch.zeros(5, 1)), log_mean_exp(x, 1), rtol=1e-12, atol=1e-12)
 
 
 # What each loss is minimal at.
