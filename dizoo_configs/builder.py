@@ -85,6 +85,12 @@ def online(algo: str, policy_type: str, task_name: str, base: str, main: dict[st
     return _with_chunk_lengths(merge(facts, main)), EasyDict(create)
 
 
+def shaped_by(task_name: str) -> dict[str, Any]:
+    """Rewards shaped by the free energy of the energy that the task's energy config trains."""
+    energy = dict(ebm_ckpt_path=f"{task_name}_energy_seed0", use_energy_scaling=True, use_pbrs=True)
+    return dict(policy=dict(energy=energy))
+
+
 def _chunk_facts(algo: str, task_name: str) -> dict[str, Any]:
     """What a task says of a policy over action chunks."""
     task = get_task(task_name)

@@ -24,9 +24,15 @@ from ding_ebm.host.checks import check_run
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "dizoo_configs").rglob("*_config.py"))
 QGPO = [path for path in FILES if "_qgpo" in path.stem]
-CLONES = ("diffusion_bc", "diffusion_bc_small", "gaussian_bc", "gmm_bc")
+CLONES = ("diffusion_bc", "diffusion_bc_small", "gaussian_bc", "gmm_bc", "energy")
 # What each fine-tuning begins with.
-BASES = {"dppo": "diffusion_bc", "dppo_ddim": "diffusion_bc", "dppo_small": "diffusion_bc_small"}
+BASES = {
+    "dppo": "diffusion_bc",
+    "dppo_ddim": "diffusion_bc",
+    "dppo_small": "diffusion_bc_small",
+    "dppo_ebm": "diffusion_bc",
+    "dppo_ebm_small": "diffusion_bc_small",
+}
 ROWS = 16
 
 
@@ -78,7 +84,7 @@ def test_there_is_a_config_for_every_task():
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in QGPO], ids=lambda path: path.stem)
-def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_acts(path):
+def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_acts(path, tmp_path):
     cfg = compiled(path)
     check_run(cfg)
     task, _, algorithm = parts(path)
@@ -103,6 +109,11 @@ def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_ac
         rows = policy_cfg.collect.n_sample * policy_cfg.sampler.ft_denoising_steps
         assert policy_cfg.learn.batch_size <= rows
         policy_cfg.update(base_policy_path=None)
+        if "energy" in policy_cfg:
+            assert policy_cfg.energy.ebm_ckpt_path == f"{task}_energy_seed0"
+            energy = create_policy(compiled(path.with_name(f"{task}_energy_config.py")).policy, enable_field=["learn"])
+            torch.save(energy.learn_mode.state_dict(), tmp_path / "iteration_0.pth.tar")
+            policy_cfg.energy.ebm_ckpt_path = str(tmp_path)
         policy_cfg.learn.update(batch_size=4, epoch_per_collect=1)
         policy = create_policy(policy_cfg, enable_field=["learn", "collect", "eval"])
         decision = policy.collect_chunks(np.zeros((3, 1, model.obs_dim), dtype=np.float32))

@@ -80,13 +80,16 @@ class ChunkDataset(ResidentDataset):
             rows: Window numbers, (B,), int64, on the device of the data set.
 
         Returns:
-            obs (B, To, Do), the latest last, and action (B, Tp, Da).
+            obs (B, To, Do), the latest last, and action (B, Tp, Da); index, the first row of each window, and episode,
+            that of its episode, (B,).
         """
-        start = self.start.index_select(0, rows).unsqueeze(1)
-        history = torch.maximum(start + self._back, self.episode_start.index_select(0, rows).unsqueeze(1))
+        index, episode = self.start.index_select(0, rows), self.episode_start.index_select(0, rows)
+        start = index.unsqueeze(1)
+        history = torch.maximum(start + self._back, episode.unsqueeze(1))
         obs = self.obs.index_select(0, history.flatten()).view(*history.shape, -1)
         chunk = start + self._ahead
-        return DeviceBatch(obs=obs, action=self.action.index_select(0, chunk.flatten()).view(*chunk.shape, -1))
+        action = self.action.index_select(0, chunk.flatten()).view(*chunk.shape, -1)
+        return DeviceBatch(obs=obs, action=action, index=index, episode=episode)
 
     @cached_property
     def statistics(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class ChunkCloningPolicy(OfflinePolicy):
     """Cloning under DI-engine's ``serial_offline`` and ``eval`` pipelines.
 
     A subclass declares the config of its model, an :class:`~ding_ebm.policy.chunk_model.AveragedChunkModel`, and gives
-    :meth:`_loss` and :meth:`act`.
+    :meth:`_loss`, or :meth:`_objective` where more is logged, and :meth:`act`.
     """
 
     config = dict(
@@ -85,6 +85,11 @@ class ChunkCloningPolicy(OfflinePolicy):
         """Loss of the network on normalized chunks (B, Tp, Da) and histories (B, To, Do), a scalar."""
         raise NotImplementedError
 
+    def _objective(self, data: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, a scalar, and what is logged of it, by name."""
+        loss = self._loss(data["action"], data["obs"])
+        return loss, {"behavior_loss": loss}
+
     # Learning.
 
     def _init_learn(self) -> None:
@@ -111,16 +116,20 @@ class ChunkCloningPolicy(OfflinePolicy):
         rate = self._learning_rate()
         self._optimizer.param_groups[0]["lr"] = rate
         with autocast(self._cfg.learn.precision, self._device):
-            loss = self._loss(data["action"], data["obs"])
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"behavior_loss is {value} at iteration {self._train_iter}; the run cannot go on")
+            loss, metrics = self._objective(data)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if "grad_norm" in self._monitor_vars_learn():
+            gradients = [parameter.grad for parameter in self._model.network.parameters()]
+            metrics["grad_norm"] = torch.stack(torch._foreach_norm(gradients)).norm()
+        values = dict(zip(metrics, torch.stack([metric.detach() for metric in metrics.values()]).tolist()))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value} at iteration {self._train_iter}; the run cannot go on")
         self._optimizer.step()
         self._train_iter += 1
         self._average()
-        return {"behavior_loss": value, "learning_rate": rate}
+        return {**values, "learning_rate": rate}
 
     def _learning_rate(self) -> float:
         """A cosine over the whole run, from the greatest to the least."""

@@ -292,7 +292,7 @@ class DPPOPolicy(BasePolicy):
         obs, next_obs = normalize(data["obs"]), normalize(data["next_obs"])
         critic = self._model.critic
         value, next_value = (critic(x.flatten(0, 1)).view(x.shape[:2]) for x in (obs, next_obs))
-        reward = data["reward"]
+        reward = self._reward(data, obs, next_obs)
         if learn.reward_scaling:
             reward = self._scaled(reward, data["boundary"])
         elif not bool(torch.isfinite(reward).all()):
@@ -310,6 +310,16 @@ class DPPOPolicy(BasePolicy):
             advantage=advantage.flatten(),
             target=(advantage + value).flatten(),
         )
+
+    def _reward(self, data: Mapping[str, Tensor], obs: Tensor, next_obs: Tensor) -> Tensor:
+        """What is learned from, (T, E), before it is scaled: the environment's reward.
+
+        Args:
+            data: The collection.
+            obs: Normalized histories before each decision, (T, E, To, Do).
+            next_obs: Those after it.
+        """
+        return data["reward"]
 
     def _scaled(self, reward: Tensor, boundary: Tensor) -> Tensor:
         if self._scaler is None:

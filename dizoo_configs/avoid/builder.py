@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dizoo_configs.builder import Configs, imitation, merge, online
+from dizoo_configs.builder import Configs, imitation, merge, online, shaped_by
 
 CLONING = dict(
     env=dict(evaluator_env_num=50, n_evaluator_episode=50),
@@ -18,6 +18,19 @@ CLONING = dict(
             learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=20000)),
         ),
         eval=dict(evaluator=dict(eval_freq=20000)),
+    ),
+)  # fmt: skip
+
+ENERGY = dict(
+    env=dict(evaluator_env_num=50, n_evaluator_episode=50),
+    policy=dict(
+        model=dict(denoising_steps=20),
+        learn=dict(
+            train_epoch=10,
+            iterations_per_epoch=1000,
+            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=10000)),
+        ),
+        eval=dict(evaluator=dict(eval_freq=10000)),
     ),
 )  # fmt: skip
 
@@ -57,6 +70,11 @@ def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     return imitation("diffusion_bc", "diffusion_bc", task, "demonstrations", merge(CLONING, main))
 
 
+def energy(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """An energy of the task's demonstrations, and of the chunks of its diffusion policy on the way to them."""
+    return imitation("energy", "energy_model", task, "demonstrations", merge(ENERGY, main))
+
+
 def gaussian_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     """The same by a Gaussian."""
     return imitation("gaussian_bc", "gaussian_bc", task, "demonstrations", merge(merge(CLONING, GAUSSIAN), main))
@@ -70,6 +88,11 @@ def gmm_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
 def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:
     """DPPO from the cloned policy, all steps by DDPM."""
     return online("dppo", "dppo", task, "diffusion_bc", merge(FINE_TUNING, main))
+
+
+def dppo_ebm(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """DPPO with rewards shaped by the free energy of the task's energy."""
+    return online("dppo_ebm", "dppo_ebm", task, "diffusion_bc", merge(merge(FINE_TUNING, shaped_by(task)), main))
 
 
 def dppo_ddim(task: str, main: dict[str, Any] | None = None) -> Configs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dizoo_configs.builder import Configs, imitation, merge, offline, online
+from dizoo_configs.builder import Configs, imitation, merge, offline, online, shaped_by
 
 PAPER = dict(
     env=dict(evaluator_env_num=10, n_evaluator_episode=10),
@@ -88,6 +88,19 @@ CLONING = dict(
     ),
 )  # fmt: skip
 
+ENERGY = dict(
+    env=dict(evaluator_env_num=10, n_evaluator_episode=10),
+    policy=dict(
+        model=dict(denoising_steps=20),
+        learn=dict(
+            train_epoch=20,
+            iterations_per_epoch=1000,
+            learner=dict(hook=dict(log_show_after_iter=1000, save_ckpt_after_iter=20000)),
+        ),
+        eval=dict(evaluator=dict(eval_freq=20000)),
+    ),
+)  # fmt: skip
+
 # Its Gaussian policies predict one action at a time.
 SINGLE_ACTION = dict(policy=dict(model=dict(horizon_steps=1, act_steps=1)))
 
@@ -130,6 +143,11 @@ def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     return imitation("diffusion_bc", "diffusion_bc", task, "medium", merge(CLONING, main))
 
 
+def energy(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """An energy of that data, and of the chunks of its diffusion policy on the way to them."""
+    return imitation("energy", "energy_model", task, "medium", merge(ENERGY, main))
+
+
 def gaussian_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     """The same by a Gaussian of one action."""
     return imitation("gaussian_bc", "gaussian_bc", task, "medium", merge(merge(CLONING, SINGLE_ACTION), main))
@@ -143,6 +161,17 @@ def gmm_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
 def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:
     """DPPO from the cloned policy, all steps by DDPM."""
     return online("dppo", "dppo", task, "diffusion_bc", merge(FINE_TUNING, main))
+
+
+def dppo_ebm(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same with rewards shaped by the free energy of the task's energy."""
+    return online("dppo_ebm", "dppo_ebm", task, "diffusion_bc", merge(merge(FINE_TUNING, shaped_by(task)), main))
+
+
+def dppo_ebm_small(task: str, main: dict[str, Any] | None = None) -> Configs:
+    """The same from the small policy."""
+    small = merge(merge(merge(FINE_TUNING, FINE_TUNING_SMALL), NARROW), shaped_by(task))
+    return online("dppo_ebm_small", "dppo_ebm", task, "diffusion_bc_small", merge(small, main))
 
 
 def diffusion_bc_small(task: str, main: dict[str, Any] | None = None) -> Configs:

@@ -1,0 +1,11 @@
+"""DPPO with a potential of energies on halfcheetah, for two cores."""
+
+from dizoo_configs.gym.builder import dppo_ebm_small
+
+main_config, create_config = dppo_ebm_small("halfcheetah")
+
+if __name__ == "__main__":
+    # or: ding -m serial_onpolicy -c dizoo_configs/gym/halfcheetah_dppo_ebm_small_config.py -s 0
+    from ding.entry import serial_pipeline_onpolicy
+
+    serial_pipeline_onpolicy((main_config, create_config), seed=0)
