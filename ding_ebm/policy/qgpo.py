@@ -165,7 +165,7 @@ class QGPOPolicy(OfflinePolicy):
             energy_labels="unnormalized",
             # (float) Greatest log-weight of one state over an average one, in nats ('unnormalized').
             label_log_max=2.0,
-            # (float) Times that the guidance learns at are uniform numbers to this power: above 1, more of little noise.
+            # (float) Times that the guidance learns at are uniform numbers to this power; above 1: more low noise.
             guidance_time_exponent=1.0,
             # (str) Checkpoint of this policy to take the behavior model from; '': train it.
             behavior_checkpoint="",
