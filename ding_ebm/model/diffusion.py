@@ -44,10 +44,12 @@ def denoising_loss(network: NoiseModel, x_t: Tensor, t: Tensor, obs: Tensor, noi
     return (network(x_t, t, obs) - noise).square().sum(dim=-1).mean()
 
 
-def random_times(shape: Sequence[int], schedule: VPLinearSchedule, generator: torch.Generator) -> Tensor:
-    """Times uniform in [t_min, 1), on the generator's device."""
+def random_times(
+    shape: Sequence[int], schedule: VPLinearSchedule, generator: torch.Generator, exponent: float = 1.0
+) -> Tensor:
+    """Times in [t_min, 1), on the generator's device: uniform ones, or with an exponent above 1 more of the early."""
     uniform = torch.rand(tuple(shape), generator=generator, device=generator.device)
-    return schedule.t_min + (1.0 - schedule.t_min) * uniform
+    return schedule.t_min + (1.0 - schedule.t_min) * uniform**exponent
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -165,6 +165,8 @@ class QGPOPolicy(OfflinePolicy):
             energy_labels="unnormalized",
             # (float) Greatest log-weight of one state over an average one, in nats ('unnormalized').
             label_log_max=2.0,
+            # (float) Times that the guidance learns at are uniform numbers to this power; above 1: more low noise.
+            guidance_time_exponent=1.0,
             # (str) Checkpoint of this policy to take the behavior model from; '': train it.
             behavior_checkpoint="",
             # (str) Folder for support actions; '': $DING_EBM_CACHE or ~/.cache/ding_ebm; None: keep nothing.
@@ -224,6 +226,7 @@ class QGPOPolicy(OfflinePolicy):
         "learn.q_value_stop_training_iter": optional(integer(0)),
         "learn.energy_labels": choice(*LABELS),
         "learn.label_log_max": number(0.0, above=True),
+        "learn.guidance_time_exponent": number(1.0),
         "learn.behavior_checkpoint": text(),
         "learn.support_cache": optional(text()),
         "learn.precision": choice(*PRECISIONS),
@@ -392,7 +395,8 @@ class QGPOPolicy(OfflinePolicy):
             if self._support_q is None:
                 self._support_q = self._tabulate_q()
             q = self._support_q[index]
-        t = random_times(support.shape[:1], self._schedule, self._generator)
+        exponent = self._cfg.learn.guidance_time_exponent
+        t = random_times(support.shape[:1], self._schedule, self._generator, exponent)
         noise = standard_normal(support, self._generator)
         alpha = self._alphas(t)
         loss, log_partition_loss = self._guidance_loss_fn(obs, action, support, q, alpha, t, noise)

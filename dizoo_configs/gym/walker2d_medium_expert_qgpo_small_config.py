@@ -2,12 +2,12 @@
 
 from dizoo_configs.gym.builder import qgpo_small
 
-# At the other sets' alpha of 8 guidance overshoots here: docs/algorithms/qgpo.md, "Where it is hard".
+# Why it differs from the other sets: docs/algorithms/qgpo.md, "Where it is hard".
 GENTLE = dict(
     policy=dict(
         model=dict(qgpo_critic=dict(alpha=1.0, critic_layer_norm=True)),
-        learn=dict(train_epoch=180),
-        eval=dict(evaluator=dict(eval_freq=180000)),
+        learn=dict(train_epoch=190, guidance_time_exponent=3.0),
+        eval=dict(evaluator=dict(eval_freq=190000)),
     )
 )
 

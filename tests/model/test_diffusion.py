@@ -75,6 +75,16 @@ def test_random_times_are_uniform_between_the_smallest_and_one(generator):
     assert random_times((3, 4), SCHEDULE, generator).shape == (3, 4)
 
 
+def test_an_exponent_makes_more_of_the_random_times_early(generator):
+    t = random_times((100_000,), SCHEDULE, generator, exponent=3.0)
+    uniform = ((t - SCHEDULE.t_min) / (1.0 - SCHEDULE.t_min)) ** (1.0 / 3.0)
+    assert float(t.min()) >= SCHEDULE.t_min and float(t.max()) < 1.0
+    assert float(t.mean()) == pytest.approx(SCHEDULE.t_min + (1.0 - SCHEDULE.t_min) / 4.0, abs=5e-3)
+    assert float(uniform.mean()) == pytest.approx(0.5, abs=5e-3) and float(uniform.var()) == pytest.approx(
+        1.0 / 12.0, abs=2e-3
+    )
+
+
 def test_random_numbers_come_from_the_generator_alone():
     before = torch.get_rng_state()
     first, second = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
