@@ -42,7 +42,7 @@ class Toy(nn.Module):
         layers = [layer for n, m in zip(sizes, sizes[1:]) for layer in (nn.Linear(n, m), nn.SiLU())]
         self.net = nn.Sequential(*layers, nn.Linear(width, 1))
 
-    def forward(self, obs: Tensor, action: Tensor, k: Tensor) -> Tensor:
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         return self.net(torch.cat([obs[:, -1], action[:, 0]], -1)).squeeze(-1)
 
 
