@@ -30,8 +30,9 @@ from ding_ebm.energy.scaler import EnergyScalerPerK
 from ding_ebm.model.energy import log_mean_exp
 
 AGGREGATES = ("weighted", "path")
-# (obs (B, To, Do), action (B, Tp, Da), k (B,) int64) to energies (B,), low where an action is preferred.
-EnergyFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (obs (B, To, Do), action (B, Tp, Da), k (B,) int64) to energies (B,), low where an action is preferred. Where all
+# actions are clean, k = 0, it is called without k.
+EnergyFunction = Callable[..., Tensor]
 
 
 class ChainPrior(Protocol):
@@ -139,11 +140,11 @@ def level_energies(
     if action.shape[:2] != (len(obs), len(k_use)):
         raise ValueError(f"actions must be (B, J, Tp, Da) = ({len(obs)}, {len(k_use)}, ...), got {tuple(action.shape)}")
     k = torch.tensor(k_use, device=obs.device)
+    size = max(1, max_rows // len(k_use))
     pieces = []
-    for first in range(0, len(obs), max(1, max_rows // len(k_use))):
-        rows = slice(first, first + max(1, max_rows // len(k_use)))
-        chunk = action[rows].flatten(0, 1)
-        values = energy(obs[rows].repeat_interleave(len(k_use), 0), chunk, k.repeat(len(chunk) // len(k_use)))
+    for some, chunks in zip(obs.split(size), action.split(size)):
+        rows, chunk = some.repeat_interleave(len(k_use), 0), chunks.flatten(0, 1)
+        values = energy(rows, chunk, k.repeat(len(some))) if any(k_use) else energy(rows, chunk)
         if values.shape != (len(chunk),):
             raise ValueError(f"an energy must be (B,) = ({len(chunk)},), got {tuple(values.shape)}")
         pieces.append(values.view(-1, len(k_use)))

@@ -38,7 +38,7 @@ CURVATURE = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, -0.2], [0.0, -0.2, 1.5]], 
 OFFSET = 0.7
 
 
-def quadratic(obs: Tensor, action: Tensor, k: Tensor) -> Tensor:
+def quadratic(obs: Tensor, action: Tensor, k: Tensor | None = None) -> Tensor:
     """(a - m)' A (a - m) / 2 + e, at every k."""
     away = action[:, 0] - MINIMUM
     return OFFSET + 0.5 * ((away @ CURVATURE) * away).sum(-1)
@@ -85,7 +85,7 @@ def test_the_closed_form_has_its_limits_and_rows():
     assert float(closed_form(0.0)) == pytest.approx(-mean_energy, rel=1e-12)
     assert float(closed_form(1e-6)) == pytest.approx(-mean_energy, rel=1e-5)
     assert float(closed_form(1e7)) == pytest.approx(-OFFSET, abs=1e-5)
-    at_mean = -float(quadratic(MEAN, MEAN.view(1, 1, D), torch.zeros(1)))
+    at_mean = -float(quadratic(MEAN, MEAN.view(1, 1, D)))
     no_spread = torch.zeros(D, D, dtype=torch.float64)
     for beta in (0.0, 1.0, 7.0):
         of_point = gaussian_quadratic_free_energy(MEAN, no_spread, CURVATURE, MINIMUM, OFFSET, beta)
@@ -177,7 +177,7 @@ def test_path_is_weighted_where_all_levels_agree():
 
 def test_an_energys_offset_at_a_level_shifts_the_weighted_potential_by_a_constant_and_reweights_path():
     obs, shift = states(5), torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
-    moved = lambda obs, action, k: by_level(obs, action, k) + shift[k]  # noqa: E731
+    moved = lambda obs, action, k=None: by_level(obs, action, k) + shift[k]  # noqa: E731
     change = {}
     for aggregate in ("weighted", "path"):
         before, after = (
@@ -192,7 +192,7 @@ def test_an_energys_offset_at_a_level_shifts_the_weighted_potential_by_a_constan
 @pytest.mark.parametrize("aggregate", ["weighted", "path"])
 @pytest.mark.parametrize("k_use_mode", [[0], "tail:3", "all"])
 def test_a_constant_energy_gives_minus_itself_exactly(aggregate, k_use_mode):
-    constant = lambda obs, action, k: torch.full((len(obs),), 2.5, dtype=torch.float64)  # noqa: E731
+    constant = lambda obs, action, k=None: torch.full((len(obs),), 2.5, dtype=torch.float64)  # noqa: E731
     for options in (dict(M=1), dict(M=7), dict(M=1, use_mu_only=True)):
         phi = potential(constant, aggregate=aggregate, k_use_mode=k_use_mode, alpha=0.3, beta=2.0, **options)
         torch.testing.assert_close(phi(states(3)), torch.full((3,), -0.75, dtype=torch.float64), rtol=1e-12, atol=0.0)
@@ -200,7 +200,7 @@ def test_a_constant_energy_gives_minus_itself_exactly(aggregate, k_use_mode):
 
 def test_large_energies_stay_finite():
     for size in (1e4, -1e4):
-        large = lambda obs, action, k, size=size: size + quadratic(obs, action, k)  # noqa: E731
+        large = lambda obs, action, k=None, size=size: size + quadratic(obs, action, k)  # noqa: E731
         torch.testing.assert_close(potential(large)(states(3)) + size, potential()(states(3)), rtol=0.0, atol=1e-9)
 
 
@@ -208,7 +208,7 @@ def test_large_energies_stay_finite():
 def test_the_chain_of_means_gives_minus_its_energy_whatever_beta_is(beta):
     obs = states(5)
     phi = potential(beta=beta, M=1, use_mu_only=True, alpha=0.6)(obs)
-    torch.testing.assert_close(phi, -0.6 * quadratic(obs, obs, torch.zeros(5)))
+    torch.testing.assert_close(phi, -0.6 * quadratic(obs, obs))
     # One random chain is another thing.
     assert float((potential(beta=beta, M=1, alpha=0.6)(obs) - phi).abs().min()) > 1e-3
 
@@ -342,7 +342,7 @@ def test_a_frozen_scaler_normalizes_the_energies_and_one_that_learns_is_refused(
         phi(states(3))
     scaler.freeze()
     location, scale = scaler.statistics()
-    normalized = lambda obs, action, k: (by_level(obs, action, k) - location[k]) / (scale[k] + 1e-6)  # noqa: E731
+    normalized = lambda obs, action, k=None: (by_level(obs, action, k) - location[k]) / (scale[k] + 1e-6)  # noqa: E731
     torch.testing.assert_close(phi(states(3)), potential(normalized, k_use_mode="all", M=1)(states(3)))
     assert float((phi(states(3)) - potential(by_level, k_use_mode="all", M=1)(states(3))).abs().min()) > 0.1
 
@@ -388,10 +388,10 @@ def test_settings_and_energies_that_make_no_potential_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             potential(**options)
-    column = lambda obs, action, k: quadratic(obs, action, k).unsqueeze(1)  # noqa: E731
+    column = lambda obs, action, k=None: quadratic(obs, action, k).unsqueeze(1)  # noqa: E731
     with pytest.raises(ValueError, match=r"an energy must be \(B,\) = \(24,\), got \(24, 1\)"):
         potential(column)(states(3))
-    broken = lambda obs, action, k: torch.where(obs[:, 0, 0] == states(3)[1, 0, 0], math.nan, 1.0)  # noqa: E731
+    broken = lambda obs, action, k=None: torch.where(obs[:, 0, 0] == states(3)[1, 0, 0], math.nan, 1.0)  # noqa: E731
     with pytest.raises(ValueError, match="free energy of observation 1 at k = 0 is nan"):
         potential(broken)(states(3))
 

@@ -11,6 +11,7 @@ import torch
 from ding.utils import BUFFER_REGISTRY, ENV_MANAGER_REGISTRY, SERIAL_COLLECTOR_REGISTRY
 from easydict import EasyDict
 
+from ding_ebm.energy.shaping import rollout_potentials
 from ding_ebm.envs.registry import make_batch_env
 from ding_ebm.host.buffer import OnPolicyBuffer
 from ding_ebm.host.collector import ChunkCollector
@@ -159,6 +160,19 @@ def test_every_decision_is_handed_over_in_order_and_collections_continue_each_ot
             steps += int(made.length.sum())
         assert ours.envstep == steps
     assert bool(data["boundary"].any())
+
+
+def test_what_is_collected_is_laid_out_as_shaping_asks(tmp_path, monkeypatch):
+    ours = collector(tmp_path, monkeypatch, 20 * E)
+    ended = 0
+    for _ in range(2):
+        data = ours.collect()
+        columns = (data[key] for key in ("obs", "next_obs", "terminated", "boundary"))
+        phi, next_phi = rollout_potentials(lambda obs: obs.flatten(1).sum(1), *columns)
+        torch.testing.assert_close(phi, data["obs"].sum((2, 3)))
+        torch.testing.assert_close(next_phi, data["next_obs"].sum((2, 3)) * ~data["terminated"])
+        ended += int(data["boundary"].sum())
+    assert ended > 0
 
 
 def test_a_number_of_decisions_that_environments_cannot_share_and_a_stock_manager_are_refused(tmp_path, monkeypatch):
