@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ding_ebm.model.critics import ValueNet
-from ding_ebm.policy.base import read_checkpoint
+from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import NETWORKS, check_facts, check_same, network_arguments
 
 # State dicts by the name of the model's part that they are of.
@@ -43,28 +43,6 @@ def take_base(model: nn.Module, cfg: Mapping[str, Any], path: str) -> None:
     parts = _converted_parts(state, cfg, file) if "meta" in state else _cloned_parts(state, cfg, file)
     for name, part in parts.items():
         getattr(model, name).load_state_dict(part)
-
-
-def newest_checkpoint(path: str | Path) -> Path:
-    """The file itself, or of a run's folder the checkpoint of the latest iteration.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    folder = Path(path)
-    if folder.is_file():
-        return folder
-    found = {
-        int(file.name.split("_")[1].split(".")[0]): file
-        for place in (folder, folder / "ckpt")
-        for file in place.glob("iteration_*.pth.tar")
-    }
-    if not found:
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: give a file, or the folder of a run of ding -m serial_offline with a "
-            "diffusion_bc config, whose ckpt/ holds iteration_*.pth.tar"
-        )
-    return found[max(found)]
 
 
 def _cloned_parts(state: Mapping[str, Any], cfg: Mapping[str, Any], path: Path) -> Parts:

@@ -26,11 +26,10 @@ from ding_ebm.energy.shaping import REWARD_MODES, EnergyReward, rollout_potentia
 from ding_ebm.model.chains import DiffusionPrior
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.energy_protocol import check_energy
-from ding_ebm.policy.base import read_checkpoint
-from ding_ebm.policy.base_checkpoint import newest_checkpoint
+from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import check_facts, make_plan, raise_problems
 from ding_ebm.policy.dppo import DPPOPolicy
-from ding_ebm.policy.trained_energy import TrainedEnergy, load_energy
+from ding_ebm.policy.trained_energy import TrainedEnergy, check_fits, load_energy
 
 # States of a collection that the energies' statistics are taken of.
 _STATISTICS_ROWS = 512
@@ -170,7 +169,8 @@ class DPPOEBMPolicy(DPPOPolicy):
                 "policy.energy.ebm_ckpt_path must be given: the checkpoint of an energy, or the folder of its run by "
                 "ding -m serial_offline with an energy config"
             )
-        self._energy = load_energy(energy.ebm_ckpt_path, model, model.denoising_steps).to(self._device)
+        self._energy = load_energy(energy.ebm_ckpt_path, self._device)
+        check_fits(self._energy, model, energy.ebm_ckpt_path, model.denoising_steps)
         sampler = self._cfg.sampler
         plan = make_plan(model, sampler)
         shape = (model.horizon_steps, model.action_dim)
@@ -189,7 +189,7 @@ class DPPOEBMPolicy(DPPOPolicy):
             self._potential = self._free_energy()
         if energy.use_ebm_reward:
             self._energy_reward = EnergyReward(
-                self._energy.normalized,
+                self._energy,
                 self._prior,
                 scale=energy.ebm_reward_lambda,
                 mode=energy.ebm_reward_mode,
@@ -218,7 +218,7 @@ class DPPOEBMPolicy(DPPOPolicy):
     def _free_energy(self) -> KFreePotential:
         energy = self._cfg.energy
         return KFreePotential(
-            self._energy.normalized,
+            self._energy,
             self._prior,
             beta=energy.pbrs_beta,
             alpha=energy.pbrs_alpha,
@@ -238,11 +238,11 @@ class DPPOEBMPolicy(DPPOPolicy):
         generator = torch.Generator().manual_seed(0)
         obs = torch.randn(4, model.cond_steps, model.obs_dim, generator=generator).to(self._device)
         action = torch.randn(4, model.horizon_steps, model.action_dim, generator=generator).to(self._device)
-        check_energy(energy.normalized, obs, action)
+        check_energy(energy, obs, action)
 
     def _check_units(self) -> None:
         model = self._model
-        self._energy.check_normalizers(model.obs_normalizer, model.action_normalizer, self._cfg.energy.ebm_ckpt_path)
+        self._energy.check_units(model.obs_normalizer, model.action_normalizer, self._cfg.energy.ebm_ckpt_path)
 
     def _reward(self, data: Mapping[str, Tensor], obs: Tensor, next_obs: Tensor) -> Tensor:
         reward = super()._reward(data, obs, next_obs)
@@ -261,7 +261,7 @@ class DPPOEBMPolicy(DPPOPolicy):
         if not scaler.frozen:
             levels = self._prior.levels
             some = obs[:: max(1, len(obs) // _STATISTICS_ROWS)]
-            energies = chain_energies(self._energy.normalized, self._prior, some, levels, 1)
+            energies = chain_energies(self._energy, self._prior, some, levels, 1)
             scaler.update(torch.tensor(levels, device=obs.device).expand(energies.shape), energies)
             if self._potential is not None:
                 scaler.freeze()

@@ -1,4 +1,4 @@
-"""An energy that ``energy_model`` has trained, read from its checkpoint, for policies that use one.
+"""An energy that ``energy_model`` has trained, with the normalizers of its data, for use beside any policy of its task.
 
 Letters: B batch, To observation history, Tp predicted actions, Do observation, Da action, K denoising steps.
 """
@@ -12,78 +12,81 @@ import torch
 from torch import Tensor, nn
 
 from ding_ebm.data.normalizer import Normalizer
-from ding_ebm.policy.base import read_checkpoint
-from ding_ebm.policy.base_checkpoint import newest_checkpoint
+from ding_ebm.energy.line_search import EnergyFn, Rescaled
+from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import check_same
 from ding_ebm.policy.energy_training import KIND, make_energy
 
-# What an energy and the policy that uses it must agree in.
-_SHARED = ("task", "obs_dim", "action_dim", "horizon_steps", "cond_steps")
-
 
 class TrainedEnergy(nn.Module):
-    """A frozen energy of histories and chunks in the environment's units, or in those of a policy's normalizers.
+    """A frozen energy, low where an action is preferred.
 
     Args:
-        facts: What the checkpoint records of the energy's config.
-        state: The checkpoint's model.
-
-    Attributes:
+        network: Maps normalized histories (B, To, Do) and chunks (B, Tp, Da) to energies (B,). If it has a method
+            ``bind``, from histories to the energy as a function of chunks, that is used where one state's actions are
+            evaluated several times.
+        obs_normalizer: Of its data.
+        action_normalizer: Of its data.
+        task: Name of the task that it was trained on.
+        cond_steps: To.
+        horizon_steps: Tp.
         num_steps: K of the denoising indices that it takes, or None: it is of clean actions.
     """
 
-    def __init__(self, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        obs_normalizer: Normalizer,
+        action_normalizer: Normalizer,
+        task: str,
+        cond_steps: int,
+        horizon_steps: int,
+        num_steps: int | None = None,
+    ) -> None:
         super().__init__()
-        settings = {key.split(".")[1]: value for key, value in facts.items() if "." in key}
-        network = next(key.split(".")[0] for key in facts if "." in key)
-        self.network = make_energy({**facts, "network": network, network: settings})
-        self.obs_normalizer = Normalizer(facts["obs_dim"])
-        self.action_normalizer = Normalizer(facts["action_dim"])
-        self.facts, self.num_steps = dict(facts), facts["denoising_steps"]
-        for name, part in (
-            ("network_ema", self.network),
-            ("obs_normalizer", self.obs_normalizer),
-            ("action_normalizer", self.action_normalizer),
-        ):
-            part.load_state_dict({k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(f"{name}.")})
+        self.network, self.obs_normalizer, self.action_normalizer = network, obs_normalizer, action_normalizer
+        self.task, self.cond_steps, self.horizon_steps, self.num_steps = task, cond_steps, horizon_steps, num_steps
+        self.obs_dim, self.action_dim = len(obs_normalizer.shift), len(action_normalizer.shift)
         self.requires_grad_(False).eval()
 
+    def energy(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Energies, (B,), of chunks (B, Tp, Da) after histories (B, To, Do), both in the environment's units."""
+        return self.bind(obs)(action)
+
+    def bind(self, obs: Tensor) -> EnergyFn:
+        """The energy as a function of chunks (B, Tp, Da), in the environment's units as the histories (B, To, Do)."""
+        normalized, scale = self.obs_normalizer(obs), 1.0 / self.action_normalizer.scale
+        own: Any = getattr(self.network, "bind", None)
+        energy_fn = (lambda action: self.network(normalized, action)) if own is None else own(normalized)
+        return Rescaled(energy_fn, scale, -self.action_normalizer.shift * scale)
+
     def forward(self, obs: Tensor, action: Tensor, k_idx: Tensor | None = None, views: Any = None) -> Tensor:
-        """Energies, (B,), of raw histories (B, To, Do) and raw chunks (B, Tp, Da)."""
-        return self.normalized(self.obs_normalizer(obs), self.action_normalizer(action), k_idx)
+        """Energies, (B,), of normalized histories and chunks; one of clean actions takes no notice of ``k_idx``."""
+        energies: Tensor = self.network(obs, action, None if self.num_steps is None else k_idx)
+        return energies
 
-    def normalized(self, obs: Tensor, action: Tensor, k_idx: Tensor | None = None, views: Any = None) -> Tensor:
-        """The same of normalized ones; an energy of clean actions takes no notice of ``k_idx``."""
-        return self.network(obs, action, None if self.num_steps is None else k_idx)
-
-    def check_normalizers(self, obs_normalizer: Normalizer, action_normalizer: Normalizer, path: str) -> None:
+    def check_units(self, obs_normalizer: Normalizer, action_normalizer: Normalizer, path: str) -> None:
         """Refuse a policy whose normalized units are not the energy's.
 
         Raises:
             ValueError: Names both values of what differs.
         """
         for name, theirs in (("obs_normalizer", obs_normalizer), ("action_normalizer", action_normalizer)):
-            ours = getattr(self, name)
             for part in ("shift", "scale"):
-                a, b = getattr(ours, part).cpu(), getattr(theirs, part).cpu()
-                if not torch.allclose(a, b, rtol=1e-5, atol=1e-6):
+                there, here = getattr(getattr(self, name), part).cpu(), getattr(theirs, part).cpu()
+                if not torch.allclose(there, here, rtol=1e-5, atol=1e-6):
                     raise ValueError(
-                        f"{path} was trained in other units than the policy: {name}'s {part} is {a.tolist()} there and "
-                        f"{b.tolist()} here; train both on the same data set with the same normalization"
+                        f"{path} was trained in other units than the policy: {name}'s {part} is {there.tolist()} there "
+                        f"and {here.tolist()} here; train both on the same data set with the same normalization"
                     )
 
 
-def load_energy(path: str, model: Mapping[str, Any], denoising_steps: int | None = None) -> TrainedEnergy:
-    """Read an energy for a policy.
-
-    Args:
-        path: A checkpoint of ``energy_model``, or the folder of its run.
-        model: The config of the policy's model.
-        denoising_steps: K of the noised actions that the policy wants energies of, or None: clean ones only.
+def load_energy(path: str, device: str | torch.device) -> TrainedEnergy:
+    """The energy of a checkpoint, or of the latest one of a run's folder, on a device.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is no energy, or one of another task, other sizes, or another K; names both values.
+        ValueError: If it is no checkpoint of an energy.
     """
     file = newest_checkpoint(path)
     state = read_checkpoint(str(file))
@@ -93,8 +96,43 @@ def load_energy(path: str, model: Mapping[str, Any], denoising_steps: int | None
             "train one by ding -m serial_offline with an energy config"
         )
     facts = state["facts"]
-    check_same({key: facts[key] for key in _SHARED}, {key: model[key] for key in _SHARED}, str(file))
-    steps = facts["denoising_steps"]
-    if denoising_steps is not None and steps not in (None, denoising_steps):
-        check_same(dict(denoising_steps=steps), dict(denoising_steps=denoising_steps), str(file))
-    return TrainedEnergy(facts, state["model"])
+    settings = {key.split(".")[1]: value for key, value in facts.items() if "." in key}
+    network = next(key.split(".")[0] for key in facts if "." in key)
+    energy = TrainedEnergy(
+        make_energy({**facts, "network": network, network: settings}),
+        Normalizer(facts["obs_dim"]),
+        Normalizer(facts["action_dim"]),
+        facts["task"],
+        facts["cond_steps"],
+        facts["horizon_steps"],
+        facts["denoising_steps"],
+    )
+    for name, part in (
+        ("network_ema", energy.network),
+        ("obs_normalizer", energy.obs_normalizer),
+        ("action_normalizer", energy.action_normalizer),
+    ):
+        part.load_state_dict({k[len(name) + 1 :]: v for k, v in state["model"].items() if k.startswith(f"{name}.")})
+    return energy.to(device)
+
+
+def check_fits(energy: TrainedEnergy, model: Mapping[str, Any], path: str, denoising_steps: int | None = None) -> None:
+    """Refuse an energy of another task or of other sizes than a policy's.
+
+    Args:
+        energy: The energy.
+        model: The config of the policy's model; that of a policy over single actions, which sees one observation,
+            names no task.
+        path: Of the energy, for the message.
+        denoising_steps: K, where the policy wants energies of noised actions too.
+
+    Raises:
+        ValueError: Names both values of everything that differs.
+    """
+    here = {key: model.get(key, 1) for key in ("obs_dim", "action_dim", "cond_steps", "horizon_steps")}
+    if "task" in model:
+        here["task"] = model["task"]
+    there = {key: getattr(energy, key) for key in here}
+    if denoising_steps is not None and energy.num_steps is not None:
+        there["denoising_steps"], here["denoising_steps"] = energy.num_steps, denoising_steps
+    check_same(there, here, path)

@@ -186,7 +186,7 @@ def test_energies_as_rewards_are_mixed_with_the_environments(energy):
     obs = policy._model.obs_normalizer(data["obs"])
     mixed = policy._reward(data, obs, obs)
     alone = (mixed - 0.25 * data["reward"]) / 0.75
-    energies = policy._energy.normalized(obs.flatten(0, 1), data["chain"][:, :, -1].flatten(0, 1)).view(STEPS, ENVS)
+    energies = policy._energy(obs.flatten(0, 1), data["chain"][:, :, -1].flatten(0, 1)).view(STEPS, ENVS)
     # Low energy is good: against a baseline of the state, so not state by state the same order.
     assert float(torch.corrcoef(torch.stack([alone.flatten(), -energies.flatten()]))[0, 1]) > 0.5
     metrics = policy._forward_learn(data)
