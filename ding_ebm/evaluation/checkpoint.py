@@ -19,7 +19,8 @@ from ding_ebm.envs.registry import make_batch_env
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes, rollout
 from ding_ebm.host.checks import check_run
-from ding_ebm.policy.base import BasePolicy, read_checkpoint
+from ding_ebm.policy.base import BasePolicy
+from ding_ebm.policy.checkpoint_files import read_checkpoint
 
 
 def read_run_config(path: str | Path, seed: int = 0) -> EasyDict:

@@ -17,7 +17,7 @@ from ding_ebm.evaluation.process import Job
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes
 from ding_ebm.policy.base import BasePolicy
-from ding_ebm.policy.base_checkpoint import newest_checkpoint
+from ding_ebm.policy.checkpoint_files import newest_checkpoint
 
 FIRST_SEED = 1000
 THREADS = 1  # networks this small gain nothing from more, and lose much where the cores are busy

@@ -16,7 +16,7 @@ from ding.utils import get_rank
 from ding.worker.learner.learner_hook import LearnerHook, LogShowHook, register_learner_hook
 from tqdm import tqdm
 
-from ding_ebm.policy.base import read_checkpoint
+from ding_ebm.policy.checkpoint_files import read_checkpoint
 
 
 class SaveCheckpointHook(LearnerHook):

@@ -36,7 +36,7 @@ def newest_checkpoint(path: str | Path) -> Path:
     }
     if not found:
         raise FileNotFoundError(
-            f"no checkpoint at {path}: give a file, or the folder of a run, such as one of ding -m serial_offline with a "
+            f"no checkpoint at {path}: give a file, or the folder of a run, as ding -m serial_offline makes with a "
             "diffusion_bc config, whose ckpt/ holds iteration_*.pth.tar"
         )
     return found[max(found)]

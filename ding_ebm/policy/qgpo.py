@@ -34,14 +34,7 @@ from ding_ebm.model.critics import AGGREGATIONS, EnsembleQ, LogPartition, aggreg
 from ding_ebm.model.diffusion import denoising_loss, random_times, sample_actions, standard_normal
 from ding_ebm.model.energy import LABELS, GuidanceNet, cep_labels, cep_loss, log_mean_exp, mse_guidance_loss
 from ding_ebm.model.networks import NoiseNet
-from ding_ebm.policy.base import (
-    PRECISIONS,
-    OfflinePolicy,
-    autocast,
-    autocast_dtype,
-    compiles,
-    load_optimizer,
-)
+from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, autocast_dtype, compiles, load_optimizer
 from ding_ebm.policy.checkpoint_files import read_checkpoint
 from ding_ebm.policy.chunk_model import checked_obs, raise_problems
 from ding_ebm.policy.energy_correction import CRITIC
@@ -393,8 +386,7 @@ class QGPOPolicy(OfflinePolicy):
             if self._support_q is None:
                 self._support_q = self._tabulate_q()
             q = self._support_q[index]
-        exponent = self._cfg.learn.guidance_time_exponent
-        t = random_times(support.shape[:1], self._schedule, self._generator, exponent)
+        t = random_times(support.shape[:1], self._schedule, self._generator, self._cfg.learn.guidance_time_exponent)
         noise = standard_normal(support, self._generator)
         alpha = self._alphas(t)
         loss, log_partition_loss = self._guidance_loss_fn(obs, action, support, q, alpha, t, noise)

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.host import hooks
-from ding_ebm.policy.base import read_checkpoint
+from ding_ebm.policy.checkpoint_files import read_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from ding_ebm.diffusion.schedules import CosineSchedule
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.diffusion_mlp import DiffusionMLP
 from ding_ebm.model.unet import Unet1D
-from ding_ebm.policy.base_checkpoint import newest_checkpoint
+from ding_ebm.policy.checkpoint_files import newest_checkpoint
 from ding_ebm.policy.dppo import DPPOPolicy
 from dizoo_configs.builder import online
 
