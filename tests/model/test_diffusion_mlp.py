@@ -202,7 +202,7 @@ def test_chunks_and_histories_of_another_shape_are_refused(bound):
         (dict(mlp_dims=(16, 32, 16)), "odd number of equal widths"),
         (dict(mlp_dims=()), "at least one hidden width"),
         (dict(cond_mlp_dims=(8,)), "at least one hidden width"),
-        (dict(activation="tanh"), r"one of \('relu', 'mish'\), got 'tanh'"),
+        (dict(activation="tanh"), r"one of \('relu', 'mish', 'silu'\), got 'tanh'"),
         (dict(time_dim=9), "even number"),
     ],
 )
