@@ -120,7 +120,8 @@ class ChunkCloningPolicy(OfflinePolicy):
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if "grad_norm" in self._monitor_vars_learn():
-            gradients = [parameter.grad for parameter in self._model.network.parameters()]
+            # The gradient of an energy leaves its last bias out.
+            gradients = [p.grad for p in self._model.network.parameters() if p.grad is not None]
             metrics["grad_norm"] = torch.stack(torch._foreach_norm(gradients)).norm()
         values = dict(zip(metrics, torch.stack([metric.detach() for metric in metrics.values()]).tolist()))
         for name, value in values.items():
