@@ -69,6 +69,7 @@ def test_the_residual_mlp_is_its_formula():
 
 
 def test_the_plain_mlp_has_an_activation_between_all_layers_and_none_after_the_last():
+    torch.manual_seed(0)
     net = ResidualMLP(4, (8, 6), 3, activation="mish", residual=False).double()
     x = random(6, 4)
     twin = nn.Sequential(net.first, nn.Mish(), net.blocks[0].linear, nn.Mish(), net.last.linear)

@@ -108,6 +108,15 @@ def test_the_precision_is_that_of_the_parameters(name):
     torch.testing.assert_close(single.double(), double, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_under_autocast_the_energy_is_of_the_parameters_precision(name):
+    net, obs, action = NETWORKS[name](), random(8, S, DO), random(9, TP, DA, seed=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = net.pair_energy(obs, action)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, net.pair_energy(obs, action), rtol=0.0, atol=0.03)
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers how large the results of operations get, in numbers."""
 
