@@ -233,6 +233,7 @@ def _eval(options: argparse.Namespace) -> int:
         num_envs=options.num_envs,
         train_seed=options.train_seed,
         command=options.command_line,
+        say=print,
     )
     if options.out:
         append_results(options.out, results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def evaluate_checkpoint(
     command: str,
     num_envs: int = 50,
     train_seed: int | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> list[Result]:
     """Evaluate a checkpoint on fixed episodes; a guided one at several scales, each with the same noise.
 
@@ -86,6 +87,7 @@ def evaluate_checkpoint(
         command: What the rows say that made them.
         num_envs: Environments at a time.
         train_seed: Seed that the run was trained with; None: as the host noted it beside the checkpoint's folder.
+        say: Takes a line on what a correction by an energy did to the actions, where the config asks for one.
 
     Raises:
         ValueError: As :func:`load_policy`; if the seed of the run is not known, or a scale is given for a policy
@@ -102,6 +104,9 @@ def evaluate_checkpoint(
     for scale in evaluated:
         name = config.policy.type if scale is None else f"scale {scale:g}"
         found = rollout_policy(policy, env, seeds, guidance_scale=scale, description=name)
+        correction = policy.eval_mode.get_attribute("energy_correction")
+        if say is not None and correction is not None:
+            say(f"{name}, {correction.summary()}")
         results.append(make_result(found.returns, found.success, guidance_scale=scale, **facts))
     return results
 
@@ -152,12 +157,16 @@ def _scales(config: EasyDict, scales: Sequence[float] | None) -> list[float | No
 
 
 def run_facts(config: EasyDict, policy: BasePolicy) -> dict[str, Any]:
-    """What a row of results says of a policy's run: task, data (none if it collects), policy, training iterations."""
+    """What a row of results says of a policy's run: task, data (none if it collects), policy, training iterations.
+
+    A policy whose actions an energy corrects is another one: ``dppo + best of 4 + 3 steps``.
+    """
     paths = config.policy.collect.get("data_path")
+    correction = policy.eval_mode.get_attribute("energy_correction")
     return dict(
         task=config.env.env_id,
         data="+".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths or [])),
-        policy=config.policy.type,
+        policy=config.policy.type if correction is None else f"{config.policy.type} + {correction.name}",
         train_iter=policy.eval_mode.get_attribute("train_iter"),
     )
 

@@ -30,7 +30,7 @@ class Result:
     Attributes:
         task: Name of the task.
         data: Names of the data files, joined by '+'; empty of a policy that learns by collecting.
-        policy: Registered name of the policy.
+        policy: Registered name of the policy, and the correction of its actions by an energy, if there is one.
         guidance_scale: Factor of the energy's gradient; None of a policy without guidance.
         episodes: Number of episodes.
         mean: Mean undiscounted return.

@@ -17,6 +17,13 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from ding_ebm.config import Rule, check_config, choice, either, flag, integer, optional, sequence, text
+from ding_ebm.policy.energy_correction import (
+    ENERGY_CORRECTION,
+    ENERGY_CORRECTION_RULES,
+    CriticEnergy,
+    check_energy_correction,
+    make_energy_correction,
+)
 
 # Parts of a policy's config that belong to the host's collector, buffer and commander.
 HOST_OWNED = ("collect.collector", "other", "learn.learner.hook", "eval.evaluator.render")
@@ -108,12 +115,16 @@ class BasePolicy(Policy):
         multi_gpu=False,
         # (bool) Prioritized replay; no policy of this package uses it.
         priority=False,
+        eval=ENERGY_CORRECTION,
     )
     rules: ClassVar[dict[str, Rule]] = {
+        **ENERGY_CORRECTION_RULES,
         "cuda": flag(),
         "multi_gpu": Rule(lambda v: v is False, "False: training on several GPUs is not supported yet"),
         "priority": Rule(lambda v: v is False, "False: prioritized replay is not supported"),
     }
+    # Minus the critic, of a policy that has one of actions.
+    _critic_energy: CriticEnergy | None = None
 
     def __init__(self, cfg: EasyDict, model: nn.Module | None = None, enable_field: list[str] | None = None) -> None:
         self.check(cfg)
@@ -136,6 +147,7 @@ class BasePolicy(Policy):
         host.eval.evaluator = deep_merge_dicts(InteractionSerialEvaluator.default_config(), host.eval.evaluator)
         declared = deep_merge_dicts(host, cls.default_config())
         check_config(cfg, declared, cls.rules, path="policy", open_keys=HOST_OWNED)
+        check_energy_correction(cfg, cls._critic_energy is not None)
         cls.check_consistency(cfg)
         if cfg["cuda"] and not torch.cuda.is_available():
             raise RuntimeError(
@@ -168,10 +180,15 @@ class BasePolicy(Policy):
         self._eval_model = self._model
         self._eval_generator = self._seeded_generator()
         self._eval_seed_state = self._eval_generator.get_state()
+        self._energy_correction = make_energy_correction(
+            self._cfg, self._model, self._critic_energy, self._eval_generator
+        )
 
     def _reset_eval(self, data_id: list[int] | None = None) -> None:
         if data_id is None:  # a new evaluation: the same noise for every checkpoint
             self._eval_generator.set_state(self._eval_seed_state)
+            if self._energy_correction is not None:
+                self._energy_correction.reset()
 
     def _forward_eval(self, data: dict[int, Tensor]) -> dict[int, dict[str, Tensor]]:
         obs = torch.stack([torch.as_tensor(row) for row in data.values()]).cpu().numpy()

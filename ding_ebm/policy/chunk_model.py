@@ -24,6 +24,9 @@ from ding_ebm.model.chains import sample_chunks
 from ding_ebm.model.diffusion_mlp import DiffusionMLP
 from ding_ebm.model.unet import Unet1D
 
+# From observations (E, To, Do), the same normalized, and what samples chunks for them, to better chunks (E, Tp, Da).
+Correction = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
+
 WIDTHS = sequence(integer(1))
 NETWORKS: dict[str, type[DiffusionMLP] | type[Unet1D]] = {"mlp": DiffusionMLP, "unet": Unet1D}
 
@@ -218,9 +221,27 @@ class ChunkDiffusionModel(AveragedChunkModel):
         super().__init__(make_network(model), model)
 
 
+def checked_obs(obs: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Observations of E environments as float32.
+
+    Raises:
+        ValueError: If each is not of ``shape``, or one holds NaN or infinity.
+    """
+    obs = np.asarray(obs, dtype=np.float32)
+    if obs.shape[1:] != shape or obs.ndim != len(shape) + 1:
+        raise ValueError(f"obs must be (E, {', '.join(map(str, shape))}), got {obs.shape}")
+    if not np.isfinite(obs).all():
+        raise ValueError(f"obs of environment {int(np.argwhere(~np.isfinite(obs))[0, 0])} is not finite")
+    return obs
+
+
 @torch.no_grad()
 def executed_actions(
-    sizes: Any, model: nn.Module, obs: NDArray[np.float32], sample: Callable[[Tensor], Tensor]
+    sizes: Any,
+    model: nn.Module,
+    obs: NDArray[np.float32],
+    sample: Callable[[Tensor], Tensor],
+    correction: Correction | None = None,
 ) -> NDArray[np.float32]:
     """The actions to execute, (E, Ta, Da), float32, in the environment's units.
 
@@ -229,16 +250,15 @@ def executed_actions(
         model: Holds ``obs_normalizer`` and ``action_normalizer``.
         obs: Observation histories in the environment's units, the latest last, (E, To, Do).
         sample: From normalized histories (E, To, Do) to normalized chunks (E, Tp, Da).
+        correction: The policy's, or None.
 
     Raises:
         ValueError: If ``obs`` has another shape, or holds NaN or infinity.
     """
-    obs = np.asarray(obs, dtype=np.float32)
-    if obs.shape[1:] != (sizes.cond_steps, sizes.obs_dim):
-        raise ValueError(f"obs must be (E, {sizes.cond_steps}, {sizes.obs_dim}), got {obs.shape}")
-    if not np.isfinite(obs).all():
-        raise ValueError(f"obs of environment {int(np.argwhere(~np.isfinite(obs))[0, 0])} is not finite")
-    chunk = sample(model.obs_normalizer(torch.from_numpy(obs).to(model.obs_normalizer.shift.device)))
+    obs = checked_obs(obs, (sizes.cond_steps, sizes.obs_dim))
+    histories = torch.from_numpy(obs).to(model.obs_normalizer.shift.device)
+    normalized = model.obs_normalizer(histories)
+    chunk = sample(normalized) if correction is None else correction(histories, normalized, sample)
     actions: NDArray[np.float32] = model.action_normalizer.inverse(chunk[:, : sizes.act_steps]).cpu().numpy()
     return actions
 
@@ -251,6 +271,7 @@ def evaluation_chunks(
     base: Any,
     fine_tuned: Any = None,
     fine_tuned_steps: int = 0,
+    correction: Correction | None = None,
 ) -> NDArray[np.float32]:
     """Actions of a diffusion policy, one batched sampling run for all environments; see :func:`executed_actions`.
 
@@ -262,6 +283,7 @@ def evaluation_chunks(
         base: Network of the first steps.
         fine_tuned: Network of the last F steps, or None.
         fine_tuned_steps: F.
+        correction: The policy's, or None.
     """
     plan = make_plan(cfg.model, cfg.sampler)
 
@@ -279,4 +301,4 @@ def evaluation_chunks(
             clip=cfg.sampler.denoised_clip_value,
         ).x
 
-    return executed_actions(cfg.model, model, obs, sample)
+    return executed_actions(cfg.model, model, obs, sample, correction)

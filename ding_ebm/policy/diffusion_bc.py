@@ -58,7 +58,8 @@ class DiffusionBCPolicy(ChunkCloningPolicy):
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Actions by the moving average of the network; see :func:`evaluation_chunks`."""
-        return evaluation_chunks(self._cfg, self._model, obs, self._eval_generator, self._model.network_ema)
+        network, correction = self._model.network_ema, self._energy_correction
+        return evaluation_chunks(self._cfg, self._model, obs, self._eval_generator, network, correction=correction)
 
 
 @POLICY_REGISTRY.register("diffusion_bc_command")

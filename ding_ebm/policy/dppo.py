@@ -485,8 +485,8 @@ class DPPOPolicy(BasePolicy):
     def act(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Action chunks of the fine-tuned policy without exploration; see :func:`evaluation_chunks`."""
         model = self._model
-        count = self._cfg.sampler.ft_denoising_steps
-        return evaluation_chunks(self._cfg, model, obs, self._eval_generator, model.base, model.fine_tuned, count)
+        networks = model.base, model.fine_tuned, self._cfg.sampler.ft_denoising_steps
+        return evaluation_chunks(self._cfg, model, obs, self._eval_generator, *networks, self._energy_correction)
 
     # State.
 

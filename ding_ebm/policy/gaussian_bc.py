@@ -43,10 +43,17 @@ class GaussianBCPolicy(ChunkCloningPolicy):
         return -self._model.network.log_prob(action, obs).mean()
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        """Actions at the mean, by the moving average of the network; see :func:`executed_actions`."""
-        network = self._model.network_ema
+        """Actions at the mean, by the moving average of the network; see :func:`executed_actions`.
+
+        Candidates that an energy chooses from are drawn.
+        """
+        network, at_mean = self._model.network_ema, self._cfg.eval.energy_candidates == 1
         return executed_actions(
-            self._cfg.model, self._model, obs, lambda histories: network.sample(histories, None, deterministic=True)
+            self._cfg.model,
+            self._model,
+            obs,
+            lambda histories: network.sample(histories, self._eval_generator, deterministic=at_mean),
+            self._energy_correction,
         )
 
 

@@ -52,13 +52,20 @@ class GMMBCPolicy(ChunkCloningPolicy):
         return -self._model.network.log_prob(action, obs).mean()
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        """Actions at the mean of one component, by the moving average of the network; see :func:`executed_actions`."""
+        """Actions at the mean of one component, by the moving average of the network; see :func:`executed_actions`.
+
+        Candidates that an energy chooses from are drawn from the mixture.
+        """
         network, drawn = self._model.network_ema, self._cfg.eval.component == "drawn"
+        at_mean = self._cfg.eval.energy_candidates == 1
         return executed_actions(
             self._cfg.model,
             self._model,
             obs,
-            lambda histories: network.sample(histories, self._eval_generator, deterministic=True, draw_component=drawn),
+            lambda histories: network.sample(
+                histories, self._eval_generator, deterministic=at_mean, draw_component=drawn
+            ),
+            self._energy_correction,
         )
 
 

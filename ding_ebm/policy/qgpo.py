@@ -26,7 +26,7 @@ from ding.utils import MODEL_REGISTRY, POLICY_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ding_ebm.config import ConfigError, Rule, choice, either, flag, integer, number, optional, sequence, text
+from ding_ebm.config import Rule, choice, either, flag, integer, number, optional, sequence, text
 from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.diffusion.schedules import VPLinearSchedule
 from ding_ebm.diffusion.solvers import METHODS, SPACINGS, SolverPlan, make_plan
@@ -43,6 +43,8 @@ from ding_ebm.policy.base import (
     load_optimizer,
     read_checkpoint,
 )
+from ding_ebm.policy.chunk_model import checked_obs, raise_problems
+from ding_ebm.policy.energy_correction import CRITIC
 from ding_ebm.policy.support import checksum, default_cache_dir, support_actions
 
 WIDTHS = sequence(integer(1))
@@ -280,9 +282,7 @@ class QGPOPolicy(OfflinePolicy):
                 "knows alpha only as trained",
             ),
         ]
-        problems = [f"policy.{message}" for holds, message in rules if not holds]
-        if problems:
-            raise ConfigError("the config cannot be used:\n  " + "\n  ".join(problems))
+        raise_problems([message for holds, message in rules if not holds])
 
     def default_model(self) -> tuple[str, list[str]]:
         return "ebm_qgpo", ["ding_ebm.policy.qgpo"]
@@ -306,9 +306,7 @@ class QGPOPolicy(OfflinePolicy):
         self._support_q: Tensor | None = None
         self._losses_logged: list[str] = []
         self._behavior_normalizers: dict[str, Tensor] = {}
-        compiled = (
-            torch.compile if compiles(learn.compile, learn.precision, self._device) else lambda function: function
-        )
+        compiled = torch.compile if compiles(learn.compile, learn.precision, self._device) else lambda f: f
         self._behavior_loss_fn = compiled(self._behavior_loss)
         self._critic_loss_fn = compiled(self._critic_loss)
         self._target_q_fn = compiled(self._target_q)
@@ -565,33 +563,39 @@ class QGPOPolicy(OfflinePolicy):
             ValueError: If ``obs`` has other dimensions than the model, holds NaN or infinity, guidance is asked for
                 before it is trained, or a temperature where the guidance knows but one.
         """
-        obs = np.asarray(obs, dtype=np.float32)
-        if obs.ndim != 2 or obs.shape[1] != self._cfg.model.obs_dim:
-            raise ValueError(f"obs must be (E, {self._cfg.model.obs_dim}), got {obs.shape}")
-        if not np.isfinite(obs).all():
-            raise ValueError(f"obs of environment {int(np.argwhere(~np.isfinite(obs))[0, 0])} is not finite")
+        obs = checked_obs(obs, (self._cfg.model.obs_dim,))
         scale = self._default_scale() if guidance_scale is None else guidance_scale
         if scale and not self._guidance_is_trained:
             raise ValueError(f"the guidance is not trained (iteration {self._train_iter}); use guidance_scale=0")
         critic, configured = self._cfg.model.qgpo_critic, self._cfg.eval.inverse_temperature
         if inverse_temperature is not None and not critic.condition_on_temperature:
-            raise ValueError(
-                "inverse_temperature needs a guidance with model.qgpo_critic.condition_on_temperature=True"
-            )
+            raise ValueError("inverse_temperature needs model.qgpo_critic.condition_on_temperature=True")
         alpha = next(a for a in (inverse_temperature, configured, critic.alpha) if a is not None)
-        normalized = self._model.obs_normalizer(torch.from_numpy(obs).to(self._device))
-        noise = torch.empty(len(obs), self._cfg.model.action_dim, device=self._device)
-        actions = sample_actions(
-            self._model.sampled_behavior,
-            self._eval_plan,
-            normalized,
-            standard_normal(noise, self._eval_generator),
-            guidance=self._model.guidance,
-            guidance_scale=scale,
-            inverse_temperature=alpha,
-            clip=self._cfg.sampler.clip,
-        )
-        return self._model.action_normalizer.inverse(actions).float().cpu().numpy()
+
+        def sample(states: Tensor) -> Tensor:  # chunks of one, (E, 1, Da)
+            noise = torch.empty(len(states), self._cfg.model.action_dim, device=self._device)
+            return sample_actions(
+                self._model.sampled_behavior,
+                self._eval_plan,
+                states,
+                standard_normal(noise, self._eval_generator),
+                guidance=self._model.guidance,
+                guidance_scale=scale,
+                inverse_temperature=alpha,
+                clip=self._cfg.sampler.clip,
+            ).unsqueeze(1)
+
+        raw, correction = torch.from_numpy(obs).to(self._device), self._energy_correction
+        if self._in_behavior_stage and self._cfg.eval.energy_checkpoint == CRITIC:
+            correction = None  # as there is no guidance yet
+        normalized = self._model.obs_normalizer(raw)
+        actions = sample(normalized) if correction is None else correction(raw.unsqueeze(1), normalized, sample)
+        return self._model.action_normalizer.inverse(actions.squeeze(1)).float().cpu().numpy()
+
+    def _critic_energy(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Minus the target critics' values, (E,), of normalized chunks of one, (E, 1, Da), differentiable in these."""
+        q, critic = self._model.target_critic(obs, action.squeeze(1)), self._cfg.model.qgpo_critic
+        return -aggregate(q, critic.aggregation, critic.lcb_coefficient)
 
 
 @POLICY_REGISTRY.register("ebm_qgpo_command")

@@ -1,0 +1,146 @@
+"""Energies with their gradients in the action, and steps that are shortened until no energy rises.
+
+Letters: B rows, Tp actions of a chunk, Da dimensions of an action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+# Maps chunks (B, Tp, Da) to energies (B,).
+EnergyFn = Callable[[Tensor], Tensor]
+# Energies (B,), and their gradients (B, Tp, Da) where these are needed.
+Point = tuple[Tensor, Optional[Tensor]]
+
+# Attempts after the full step, each at a tenth to a half of the length of the one before.
+_ATTEMPTS = 10
+
+
+def evaluate(energy_fn: EnergyFn, x: Tensor, with_grad: bool) -> Point:
+    """Energies at ``x``, and gradients where asked for; detached. Energies are the same numbers with and without.
+
+    Raises:
+        ValueError: If the energies have another shape than (B,), or no gradient in ``x``.
+    """
+    if (own := getattr(energy_fn, "evaluate", None)) is not None:
+        with torch.no_grad():
+            energy, grad = own(x, with_grad)
+        return _checked(energy, x), grad
+    with torch.enable_grad():  # also where no gradient is taken: products may round otherwise without
+        x = x.detach().requires_grad_()
+        energy = _checked(energy_fn(x), x)
+        grad = None
+        if with_grad and energy.requires_grad:
+            (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy), allow_unused=True)
+    if with_grad and grad is None:
+        raise ValueError(
+            "the energies have no gradient in the actions: energy_fn must compute them by differentiable operations, "
+            "and outside of torch.no_grad() and torch.inference_mode()"
+        )
+    return energy.detach(), grad
+
+
+def energies(energy_fn: EnergyFn, x: Tensor) -> Tensor:
+    """Energies at ``x``, (B,), by the fastest way.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
+    with torch.no_grad():
+        return _checked(energy_fn(x), x)
+
+
+def _checked(energy: Tensor, x: Tensor) -> Tensor:
+    if energy.shape != x.shape[:1]:
+        raise ValueError(
+            f"energy_fn must return one energy a row, {tuple(x.shape[:1])} for actions {tuple(x.shape)}, got "
+            f"{tuple(energy.shape)}"
+        )
+    return energy
+
+
+class Rescaled:
+    """An energy in other units of the action: E(scale a + shift).
+
+    Args:
+        energy_fn: E.
+        scale: (Da,) or a number.
+        shift: (Da,) or a number.
+    """
+
+    def __init__(self, energy_fn: EnergyFn, scale: Tensor | float, shift: Tensor | float) -> None:
+        self.energy_fn, self.scale, self.shift = energy_fn, scale, shift
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies, (B,), of chunks (B, Tp, Da)."""
+        return self.energy_fn(x * self.scale + self.shift)
+
+    def evaluate(self, x: Tensor, with_grad: bool) -> Point:
+        """See :func:`evaluate`."""
+        energy, grad = evaluate(self.energy_fn, x * self.scale + self.shift, with_grad)
+        return energy, None if grad is None else grad * self.scale
+
+
+def check_finite(point: Point, where: str) -> None:
+    """Refuse energies and gradients that are not finite. Raises ValueError that names the row and ``where``."""
+    energy, grad = point
+    if math.isfinite(float(energy.sum() if grad is None else energy.sum() + grad.sum())):
+        return  # one number to look at
+    values = {"energy": energy} if grad is None else {"energy": energy, "gradient": grad.flatten(1).sum(dim=1)}
+    for what, value in values.items():
+        if not bool(torch.isfinite(value).all()):
+            row = int(torch.nonzero(~torch.isfinite(value))[0])
+            raise ValueError(f"the {what} of row {row} of {where} is {float(value[row])}")
+
+
+def backtrack(
+    energy_fn: EnergyFn, start: tuple[Tensor, Tensor, Tensor], target: Tensor, point: Point, rose: Tensor
+) -> tuple[Tensor, Point]:
+    """Shorten the steps of the rows ``rose`` until their energies do not rise; at the worst they stay at the start.
+
+    Each attempt goes to the least of the parabola through both energies and the slope at the start. Rows whose energy
+    the slope would lower by less than rounding are left where they are.
+
+    Args:
+        energy_fn: The energy.
+        start: Where the step began, (B, Tp, Da), and energy and gradient there.
+        target: Where the full step leads.
+        point: Energy there, and gradient where the next step needs it.
+        rose: (B,), bool.
+
+    Returns:
+        Where the steps lead now, and what was evaluated there.
+    """
+    x, energy, grad = start
+    step = target - x
+    slope = (grad * step).flatten(1).sum(dim=1)
+    share, tried = torch.ones_like(energy), point[0]
+    best, at_best = _choose(rose, x, target), _choose_point(rose, (energy, grad), point)
+    rose = rose & (-slope > torch.finfo(energy.dtype).eps * energy.abs())
+    for _ in range(_ATTEMPTS):
+        if not bool(rose.any()):
+            break
+        least = -0.5 * share * slope / (tried - energy - share * slope)
+        share = share * least.nan_to_num(nan=0.1).clamp(0.1, 0.5)
+        trial = _choose(rose, x + share.view(-1, 1, 1) * step, best)
+        there = evaluate(energy_fn, trial, at_best[1] is not None)
+        tried = there[0]
+        lower = rose & (tried <= energy)
+        best, at_best = _choose(lower, trial, best), _choose_point(lower, there, at_best)
+        rose = rose & ~lower
+    return best, at_best
+
+
+def _choose(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """Rows of ``chosen`` where ``rows`` (B,) is true, else of ``others``; (B, ...)."""
+    return torch.where(rows.view(-1, *(1,) * (chosen.ndim - 1)), chosen, others)
+
+
+def _choose_point(rows: Tensor, chosen: Point, others: Point) -> Point:
+    gradients = None if chosen[1] is None or others[1] is None else _choose(rows, chosen[1], others[1])
+    return _choose(rows, chosen[0], others[0]), gradients
