@@ -18,21 +18,18 @@ Do observation, Da action, K denoising steps, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ding_ebm.diffusion.denoising import chain_index
 from ding_ebm.energy.scaler import EnergyScalerPerK
 from ding_ebm.model.energy import log_mean_exp
+from ding_ebm.model.energy_protocol import Energy, candidate_energy, eval_mode
 
 AGGREGATES = ("weighted", "path")
-# (obs (B, To, Do), action (B, Tp, Da), k (B,) int64) to energies (B,), low where an action is preferred. Where all
-# actions are clean, k = 0, it is called without k.
-EnergyFunction = Callable[..., Tensor]
 
 
 class ChainPrior(Protocol):
@@ -109,51 +106,37 @@ def gaussian_quadratic_free_energy(
     return -offset - volume - 0.5 * distance
 
 
-@contextmanager
-def evaluating(part: Any) -> Iterator[None]:
-    """Modules of ``part``, where it is one, in evaluation mode; each one's mode is restored."""
-    training = [module for module in part.modules() if module.training] if isinstance(part, nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def level_energies(
-    energy: EnergyFunction, obs: Tensor, action: Tensor, k_use: Sequence[int], max_rows: int = 65536
-) -> Tensor:
-    """Energies of actions at several denoising indices, (B, J).
+def level_energies(energy: Energy, obs: Tensor, action: Tensor, k_use: Sequence[int], max_rows: int = 65536) -> Tensor:
+    """Energies of actions at several denoising indices, (B, N), N a multiple of J.
 
     Args:
-        energy: (obs, action, k) to (B,).
+        energy: The energy; it is not given k where all of them are 0.
         obs: Normalized observation histories, (B, To, Do).
-        action: Normalized chunks of each index, (B, J, Tp, Da).
+        action: Normalized chunks, (B, N, Tp, Da), number i of them at the index k_use[i mod J].
         k_use: The J indices.
-        max_rows: Rows that the energy is asked for at once.
+        max_rows: Chunks that the energy is asked for at once, but for those of one state.
 
     Raises:
-        ValueError: If the energy returns another shape than one number a row.
+        ValueError: If shapes do not fit, or the energy returns another shape than one number a row.
     """
-    if action.shape[:2] != (len(obs), len(k_use)):
-        raise ValueError(f"actions must be (B, J, Tp, Da) = ({len(obs)}, {len(k_use)}, ...), got {tuple(action.shape)}")
-    k = torch.tensor(k_use, device=obs.device)
-    size = max(1, max_rows // len(k_use))
-    pieces = []
-    for some, chunks in zip(obs.split(size), action.split(size)):
-        rows, chunk = some.repeat_interleave(len(k_use), 0), chunks.flatten(0, 1)
-        values = energy(rows, chunk, k.repeat(len(some))) if any(k_use) else energy(rows, chunk)
-        if values.shape != (len(chunk),):
-            raise ValueError(f"an energy must be (B,) = ({len(chunk)},), got {tuple(values.shape)}")
-        pieces.append(values.view(-1, len(k_use)))
+    count = action.shape[1]
+    if len(action) != len(obs) or count % len(k_use):
+        raise ValueError(
+            f"actions must be (B, N, Tp, Da), B = {len(obs)} and N a multiple of {len(k_use)}, got "
+            f"{tuple(action.shape)}"
+        )
+    k = torch.tensor(k_use).repeat(count // len(k_use)).to(obs.device) if any(k_use) else None
+    size = max(1, max_rows // count)
+    pieces = [
+        candidate_energy(energy, some, chunks, None if k is None else k.expand(len(some), count))
+        for some, chunks in zip(obs.split(size), action.split(size))
+    ]
     return torch.cat(pieces)
 
 
 @torch.no_grad()
 def chain_energies(
-    energy: EnergyFunction,
+    energy: Energy,
     prior: ChainPrior,
     obs: Tensor,
     k_use: Sequence[int],
@@ -168,18 +151,18 @@ def chain_energies(
     Every call, and every piece of a batch, draws the same noise for chain m.
 
     Args:
-        energy: (obs, action, k) to (B,).
+        energy: See :func:`level_energies`.
         prior: The frozen policy.
         obs: Normalized observation histories, (B, To, Do).
         k_use: Denoising indices, each held by an entry of the prior's chains.
         num: M, chains of each observation.
         deterministic: The prior's chain without noise.
         seed: Of the noise.
-        max_rows: Rows that the energy is asked for at once; memory is some multiple of it.
+        max_rows: Chunks that the energy is asked for at once, but for those of one state; memory is some multiple.
     """
     entries = [chain_index(k, prior.levels) for k in k_use]
     pieces = []
-    with evaluating(energy):
+    with eval_mode(energy):
         for part in obs.split(max(1, max_rows // (num * len(k_use)))):
             chains = prior.sample_chains(part, num, deterministic, torch.Generator().manual_seed(seed))
             if chains.shape[:3] != (num, len(part), len(prior.levels)):
@@ -187,9 +170,9 @@ def chain_energies(
                     f"a prior's chains must be (num, B, levels, Tp, Da) = ({num}, {len(part)}, {len(prior.levels)}, "
                     f"...), got {tuple(chains.shape)}"
                 )
-            rows = part.expand(num, *part.shape).flatten(0, 1)
-            values = level_energies(energy, rows, chains[:, :, entries].flatten(0, 1), k_use, max_rows)
-            pieces.append(values.view(num, len(part), len(k_use)))
+            actions = chains[:, :, entries].transpose(0, 1).flatten(1, 2)
+            values = level_energies(energy, part, actions, k_use, max_rows)
+            pieces.append(values.view(len(part), num, len(k_use)).transpose(0, 1))
     return torch.cat(pieces, 1)
 
 
@@ -200,7 +183,7 @@ class KFreePotential:
     prior and scaler must therefore stay as they are while it is in use.
 
     Args:
-        energy: (obs, action, k) to (B,); a module is evaluated in evaluation mode.
+        energy: The energy; a module is evaluated in evaluation mode.
         prior: The frozen policy.
         beta: Inverse temperature, > 0. Small: the mean of -E; large: the best of the M chains.
         alpha: Factor of the potential.
@@ -214,7 +197,7 @@ class KFreePotential:
             its weight, so that energies should be normalized.
         scaler: Normalizes the energies; must be frozen.
         seed: Of the chains' noise.
-        max_rows: Rows that the energy is asked for at once.
+        max_rows: See :func:`chain_energies`.
 
     Raises:
         ValueError: If an argument is out of range, or a chain of the prior lacks an index.
@@ -222,7 +205,7 @@ class KFreePotential:
 
     def __init__(
         self,
-        energy: EnergyFunction,
+        energy: Energy,
         prior: ChainPrior,
         *,
         beta: float = 1.0,

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from ding_ebm.diffusion.denoising import chain_index
-from ding_ebm.energy.potential import ChainPrior, EnergyFunction, chain_energies, evaluating, level_energies
+from ding_ebm.energy.potential import ChainPrior, chain_energies, level_energies
 from ding_ebm.energy.scaler import EnergyScalerPerK
+from ding_ebm.model.energy_protocol import Energy, eval_mode
 
 Potential = Callable[[Tensor], Tensor]
 REWARD_MODES = ("k0", "dense")
@@ -177,7 +178,7 @@ class EnergyReward:
     changes which policies are the best.
 
     Args:
-        energy: (obs, action, k) to (B,).
+        energy: The energy; a module is evaluated in evaluation mode.
         prior: The frozen policy.
         scale: lambda, in both modes.
         mode: ``k0``: u_0 of the executed action. ``dense``: sum over the recorded entries k of
@@ -188,7 +189,7 @@ class EnergyReward:
         env_weight: w of w r_env + (1 - w) r.
         scaler: Holds tau_k, the spread of E - b_k; takes the residuals of every call until it is frozen. None: 1.
         seed: Of the baseline's chains, the same noise for every state.
-        max_rows: Rows that the energy is asked for at once.
+        max_rows: See :func:`~ding_ebm.energy.potential.chain_energies`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -196,7 +197,7 @@ class EnergyReward:
 
     def __init__(
         self,
-        energy: EnergyFunction,
+        energy: Energy,
         prior: ChainPrior,
         *,
         scale: float = 1.0,
@@ -241,7 +242,7 @@ class EnergyReward:
             )
         k_use = (0,) if self.mode == "k0" else tuple(levels)
         entries = [chain_index(k, levels) for k in k_use]
-        with evaluating(self.energy):
+        with eval_mode(self.energy):
             executed = level_energies(self.energy, obs, chain[:, entries], k_use, self.max_rows)
         of_prior = chain_energies(
             self.energy, self.prior, obs, k_use, self.num_chains, seed=self.seed, max_rows=self.max_rows

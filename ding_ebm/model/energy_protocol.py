@@ -54,7 +54,7 @@ def check_energy(
             without the others, or there is no gradient, or one that is not finite or zero everywhere.
     """
     action = action.detach().clone().requires_grad_(need_gradient)
-    with _eval_mode(energy), torch.set_grad_enabled(need_gradient):
+    with eval_mode(energy), torch.set_grad_enabled(need_gradient):
         values = _call(energy, obs, action, k_idx)
         _check_values(values, len(obs))
         if need_gradient:
@@ -93,7 +93,7 @@ def _check_gradient(values: Tensor, action: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _eval_mode(energy: Energy) -> Iterator[None]:
+def eval_mode(energy: Energy) -> Iterator[None]:
     """Every part of a module in eval mode, and each as it was afterwards."""
     parts = list(energy.modules()) if isinstance(energy, nn.Module) else []
     modes = [part.training for part in parts]
@@ -187,7 +187,10 @@ def _by_repetition(energy: Energy, obs: Tensor, action: Tensor, k_idx: Tensor | 
     for some, chunks, k in in_blocks(num, obs, action, k_idx):
         chunks = chunks.expand(len(some), *action.shape[1:]).flatten(0, 1)
         k = None if k is None else k.expand(len(some), num).flatten()
-        blocks.append(_call(energy, some.repeat_interleave(num, dim=0), chunks, k).view(len(some), num))
+        energies = _call(energy, some.repeat_interleave(num, dim=0), chunks, k)
+        if energies.shape != (len(chunks),):
+            raise ValueError(f"the energy must have the shape (B,) = ({len(chunks)},), got {tuple(energies.shape)}")
+        blocks.append(energies.view(len(some), num))
     return torch.cat(blocks)
 
 
