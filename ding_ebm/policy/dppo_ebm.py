@@ -11,7 +11,7 @@ Do observation, Da action, K denoising steps, F fine-tuned steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from ding.utils import POLICY_REGISTRY
 from torch import Tensor
 
 from ding_ebm.config import Rule, choice, either, flag, integer, number, optional, sequence, text
+from ding_ebm.diffusion.denoising import DenoisingPlan
 from ding_ebm.energy.potential import AGGREGATES, KFreePotential, build_k_use_indices, chain_energies
 from ding_ebm.energy.scaler import EnergyScalerPerK
 from ding_ebm.energy.shaping import REWARD_MODES, EnergyReward, rollout_potentials, shaped_rewards
@@ -171,12 +172,7 @@ class DPPOEBMPolicy(DPPOPolicy):
             )
         self._energy = load_energy(energy.ebm_ckpt_path, self._device)
         check_fits(self._energy, model, energy.ebm_ckpt_path, model.denoising_steps)
-        sampler = self._cfg.sampler
-        plan = make_plan(model, sampler)
-        shape = (model.horizon_steps, model.action_dim)
-        self._prior = DiffusionPrior(
-            self._model.base, plan, model.denoising_steps, shape, clip=sampler.denoised_clip_value
-        )
+        self._prior = self._base_chains(make_plan(model, self._cfg.sampler))
         if energy.use_energy_scaling or energy.use_ebm_reward:
             self._energy_scaler = EnergyScalerPerK(
                 model.denoising_steps,
@@ -190,7 +186,8 @@ class DPPOEBMPolicy(DPPOPolicy):
         if energy.use_ebm_reward:
             self._energy_reward = EnergyReward(
                 self._energy,
-                self._prior,
+                # With the exploration that executed chains have.
+                self._base_chains(self._plan, self._std),
                 scale=energy.ebm_reward_lambda,
                 mode=energy.ebm_reward_mode,
                 gamma_denoising=self._cfg.learn.gamma_denoising,
@@ -200,6 +197,13 @@ class DPPOEBMPolicy(DPPOPolicy):
                 scaler=self._energy_scaler,
             )
         self._check_energy()
+
+    def _base_chains(self, plan: DenoisingPlan, std: Sequence[float] | None = None) -> DiffusionPrior:
+        """Whole chains of the frozen base policy."""
+        model = self._cfg.model
+        shape = (model.horizon_steps, model.action_dim)
+        clip = self._cfg.sampler.denoised_clip_value
+        return DiffusionPrior(self._model.base, plan, model.denoising_steps, shape, std=std, clip=clip)
 
     def _value_potential(self, path: str) -> Callable[[Tensor], Tensor]:
         """The critic of a checkpoint of dppo, times ``pbrs_alpha``."""
