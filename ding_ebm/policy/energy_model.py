@@ -109,7 +109,7 @@ class EnergyModelPolicy(ChunkCloningPolicy):
                 std=cfg.eval.search_std,
             )
 
-        return executed_actions(cfg.model, self._model, obs, search)
+        return executed_actions(cfg.model, self._model, obs, search, self._energy_correction)
 
 
 @POLICY_REGISTRY.register("energy_model_command")
