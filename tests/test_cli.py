@@ -190,6 +190,16 @@ def test_an_evaluation_prints_a_table_and_appends_rows(capsys, run, tmp_path):
     assert [line.split()[3:5] for line in capsys.readouterr().out.splitlines()[2:4]] == [["0", "2"], ["1.5", "2"]]
 
 
+def test_an_evaluation_with_a_correction_says_what_it_did(capsys, run, tmp_path):
+    config, out = Path(run[run.index("-c") + 1]), tmp_path / "results.csv"
+    settings = "eval=dict(energy_checkpoint='critic', energy_correction_steps=2, "
+    config.write_text(config.read_text("utf-8").replace("eval=dict(", settings), "utf-8")
+    assert main([*run, "--guidance-scale", "0", "1", "--episodes", "2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(": energy ")[0] for line in said[:2]] == ["scale 0, 2 steps", "scale 1, 2 steps"]
+    assert {row.policy for row in read_results(out)} == {"ebm_qgpo + 2 steps"}
+
+
 def test_an_evaluation_of_a_policy_without_guidance_has_no_scale_and_takes_none(capsys, chunk_run, tmp_path):
     out = tmp_path / "results.csv"
     arguments = [*chunk_run, "--episodes", "3", "--out", str(out)]

@@ -8,11 +8,14 @@ import torch
 from easydict import EasyDict
 
 from ding_ebm.config import ConfigError
+from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.envs.registry import make_batch_env
 from ding_ebm.evaluation.checkpoint import evaluate_checkpoint, load_policy, rollout_policy
 from ding_ebm.evaluation.rollout import rollout
 from ding_ebm.evaluation.statistics import success_interval
 from ding_ebm.host.env import ChunkTaskEnv
+from ding_ebm.policy import energy_correction
+from ding_ebm.policy.trained_energy import TrainedEnergy
 
 OBS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
@@ -94,6 +97,34 @@ def test_a_chunk_policy_is_evaluated_on_the_episodes_of_a_loop_over_the_hosts_en
     facts = (result.task, result.policy, result.guidance_scale, result.seed, result.train_iter)
     assert facts == ("avoid_m1", policy._cfg.type, None, 7, 30)
     assert result.data == ("" if result.policy == "dppo" else "avoid_m1_demonstrations")
+
+
+class Nearness(torch.nn.Module):
+    """Squared length of the normalized chunk."""
+
+    def forward(self, obs, action):
+        return action.square().sum(dim=(1, 2))
+
+
+def test_a_policy_corrected_by_an_energy_is_another_one_and_says_what_that_did(chunk_run, monkeypatch):
+    units = Normalizer(4), Normalizer(2)
+    units[1].scale.fill_(0.01)  # the policy's
+    energy = TrainedEnergy(Nearness(), *units, "avoid_m1", cond_steps=2, horizon_steps=4)
+    monkeypatch.setattr(energy_correction, "load_energy", lambda path, device: energy)
+    arguments, said = options(scales=None, episodes=2), []
+    (plain,) = evaluate_checkpoint(*chunk_run, **arguments, say=said.append)
+    assert said == []
+    settings = "dict(energy_checkpoint='e', energy_correction_steps=4, energy_candidates=2, energy_alpha=0.5)"
+    text = chunk_run.config.read_text("utf-8")
+    text = text.replace("main_config, ", f"tiny.setdefault('eval', {{}}).update({settings})\nmain_config, ")
+    chunk_run.config.write_text(text, "utf-8")
+    (row,) = evaluate_checkpoint(*chunk_run, **arguments, say=said.append)
+    assert row.policy == f"{plain.policy} + best of 2 + 4 steps"
+    (line,) = said
+    # 100 steps in chunks of 3, twice: the energy is least where every action is 0, and nobody moves.
+    assert line.startswith(f"{plain.policy}, best of 2 + 4 steps: energy ") and " to 0 over 68 decisions" in line
+    episodes = rollout_policy(load_policy(*chunk_run), make_batch_env("avoid_m1", 1), [5], keep_trajectories=True)
+    assert np.ptp(episodes.trajectories[0], axis=0).max() < 1e-6
 
 
 def test_a_second_evaluation_of_a_chunk_policy_repeats_the_first(chunk_run):
