@@ -563,26 +563,19 @@ class QGPOPolicy(OfflinePolicy):
         if inverse_temperature is not None and not critic.condition_on_temperature:
             raise ValueError("inverse_temperature needs model.qgpo_critic.condition_on_temperature=True")
         alpha = next(a for a in (inverse_temperature, configured, critic.alpha) if a is not None)
+        model, clip = self._model, self._cfg.sampler.clip
+        options = dict(guidance=model.guidance, guidance_scale=scale, inverse_temperature=alpha, clip=clip)
 
         def sample(states: Tensor) -> Tensor:  # chunks of one, (E, 1, Da)
-            noise = torch.empty(len(states), self._cfg.model.action_dim, device=self._device)
-            return sample_actions(
-                self._model.sampled_behavior,
-                self._eval_plan,
-                states,
-                standard_normal(noise, self._eval_generator),
-                guidance=self._model.guidance,
-                guidance_scale=scale,
-                inverse_temperature=alpha,
-                clip=self._cfg.sampler.clip,
-            ).unsqueeze(1)
+            noise = standard_normal(states.new_empty(len(states), self._cfg.model.action_dim), self._eval_generator)
+            return sample_actions(model.sampled_behavior, self._eval_plan, states, noise, **options).unsqueeze(1)
 
         raw, correction = torch.from_numpy(obs).to(self._device), self._energy_correction
         if self._in_behavior_stage and self._cfg.eval.energy_checkpoint == CRITIC:
             correction = None  # as there is no guidance yet
-        normalized = self._model.obs_normalizer(raw)
+        normalized = model.obs_normalizer(raw)
         actions = sample(normalized) if correction is None else correction(raw.unsqueeze(1), normalized, sample)
-        return self._model.action_normalizer.inverse(actions.squeeze(1)).float().cpu().numpy()
+        return model.action_normalizer.inverse(actions.squeeze(1)).float().cpu().numpy()
 
     def _critic_energy(self, obs: Tensor, action: Tensor) -> Tensor:
         """Minus the target critics' values, (E,), of normalized chunks of one, (E, 1, Da), differentiable in these."""
