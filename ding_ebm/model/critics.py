@@ -165,7 +165,7 @@ class ValueNet(nn.Module):
         obs_dim: Do.
         cond_steps: To.
         hidden: Widths of the hidden layers.
-        activation: ``relu`` or ``mish``.
+        activation: ``relu``, ``mish`` or ``silu``.
         residual: See ``ResidualMLP``.
         layer_norm: See ``ResidualMLP``.
 

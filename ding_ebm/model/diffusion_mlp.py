@@ -28,7 +28,7 @@ class DiffusionMLP(nn.Module):
         horizon_steps: Tp.
         mlp_dims: Widths of the hidden layers.
         time_dim: Features of the time embedding.
-        activation: ``relu`` or ``mish``.
+        activation: ``relu``, ``mish`` or ``silu``.
         residual: See :class:`ResidualMLP`.
         layer_norm: See :class:`ResidualMLP`.
         cond_mlp_dims: Widths of a plain MLP that encodes the observation history, the last its output, or None.

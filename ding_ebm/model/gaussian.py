@@ -75,7 +75,7 @@ class GaussianMLP(nn.Module):
         std: Standard deviation in normalized units, or where a learned one begins.
         learn_std: Whether one for each action dimension is learned.
         std_bounds: Bounds of learned ones.
-        activation: ``relu`` or ``mish``.
+        activation: ``relu``, ``mish`` or ``silu``.
         residual: See :class:`~ding_ebm.model.networks.ResidualMLP`.
         layer_norm: See ``ResidualMLP``.
 
@@ -150,7 +150,7 @@ class GaussianMixtureMLP(nn.Module):
         std: Standard deviation in normalized units, or where a learned one begins.
         learn_std: Whether one for each component and action dimension is learned.
         std_bounds: Bounds of learned ones.
-        activation: ``relu`` or ``mish``.
+        activation: ``relu``, ``mish`` or ``silu``.
         residual: See :class:`~ding_ebm.model.networks.ResidualMLP`.
         layer_norm: See ``ResidualMLP``.
 

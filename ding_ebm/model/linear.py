@@ -46,8 +46,10 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = _product(rows, weight.t(), None).view(x.shape) if ctx.needs_input_grad[0] else None
-        grad_weight = _product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if ctx.needs_input_grad[1] else None
+        # With create_graph these products are differentiated in turn; oneDNN's own has no gradient and would give none.
+        product = _OneDNNLinear.apply if torch.is_grad_enabled() else _product
+        grad_x = product(rows, weight.t(), None).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_weight = product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if ctx.needs_input_grad[1] else None
         grad_bias = rows.sum(dim=0) if ctx.has_bias else None
         return grad_x, grad_weight, grad_bias
 

@@ -176,7 +176,7 @@ class NoiseNet(nn.Module):
         return noise
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU}
 
 
 def activation_module(name: str) -> nn.Module:
@@ -252,7 +252,7 @@ class ResidualMLP(nn.Module):
         dim_in: Width of the input.
         hidden: Widths of the hidden layers; of a residual one an odd number of equal widths.
         dim_out: Width of the output.
-        activation: ``relu`` or ``mish``.
+        activation: ``relu``, ``mish`` or ``silu``.
         residual: Whether there are skip connections.
         layer_norm: Whether a layer normalization comes before every activation.
 

@@ -235,7 +235,7 @@ FOREIGN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no tensor": (adding(pretrained(), "ema", **{LAST: 3}), {}, f"{LAST} of 'ema' is not a tensor of finite numbers"),
     "a shape": (adding(pretrained(), "ema", **{LAST: torch.ones(5)}), {}, r"layers\.2\.bias has shape \(5,\) where"),
     "no activation": (pretrained(), dict(activation=None), "no weight tells the activation of an MLP"),
-    "an activation": (pretrained(), dict(activation="tanh"), r"one of \('relu', 'mish'\), got 'tanh'"),
+    "an activation": (pretrained(), dict(activation="tanh"), r"one of \('relu', 'mish', 'silu'\), got 'tanh'"),
     "a horizon": (pretrained(), dict(horizon=8), "predicts 4 actions of 3 dimensions, but horizon says 8"),
     "another robot": (pretrained(), dict(normalization=ranges(action_dim=5)), "12, which is no multiple of the 5"),
     "other sensors": (pretrained(), dict(normalization=ranges(obs_dim=4)), "10, which is no multiple of the 4 dim"),

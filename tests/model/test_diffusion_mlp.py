@@ -69,6 +69,7 @@ def test_the_residual_mlp_is_its_formula():
 
 
 def test_the_plain_mlp_has_an_activation_between_all_layers_and_none_after_the_last():
+    torch.manual_seed(0)
     net = ResidualMLP(4, (8, 6), 3, activation="mish", residual=False).double()
     x = random(6, 4)
     twin = nn.Sequential(net.first, nn.Mish(), net.blocks[0].linear, nn.Mish(), net.last.linear)
@@ -202,7 +203,7 @@ def test_chunks_and_histories_of_another_shape_are_refused(bound):
         (dict(mlp_dims=(16, 32, 16)), "odd number of equal widths"),
         (dict(mlp_dims=()), "at least one hidden width"),
         (dict(cond_mlp_dims=(8,)), "at least one hidden width"),
-        (dict(activation="tanh"), r"one of \('relu', 'mish'\), got 'tanh'"),
+        (dict(activation="tanh"), r"one of \('relu', 'mish', 'silu'\), got 'tanh'"),
         (dict(time_dim=9), "even number"),
     ],
 )

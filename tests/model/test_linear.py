@@ -64,6 +64,21 @@ def test_a_gradient_that_is_expanded_from_one_number_is_taken_right():
     torch.testing.assert_close(layer.bias.grad, torch.full((9,), 40.0))
 
 
+def test_its_gradients_have_gradients_of_their_own(products):
+    found = []
+    for layer_type in (Linear, nn.Linear):
+        torch.manual_seed(0)
+        first, second = layer_type(12, 16), layer_type(16, 9)
+        x = inputs(40, 12).requires_grad_()
+        (grad,) = torch.autograd.grad(second(torch.tanh(first(x))).square().sum(), x, create_graph=True)
+        leaves = [x, *first.parameters(), *second.parameters()]
+        found.append((grad, *torch.autograd.grad(grad.square().sum(), leaves)))
+    assert products
+    for ours, torchs in zip(*found):
+        assert torchs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
 def test_float32_rows_go_to_onednn_and_what_it_does_not_hold_does_not(products):
     layer = Linear(12, 9)
     layer(inputs(40, 12))
