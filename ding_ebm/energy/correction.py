@@ -106,7 +106,7 @@ def correct(
     x = given = action.detach()
     propose = _Step(given, alpha, clip, clip_frac, bounds, _mask(given, first_only, dims), noise, generator)
     steps = steps if alpha > 0.0 else 0
-    clipped, full = [], []
+    clipped, full = [], 0  # where the clip acted, and the number of rows' steps at full length
     with _eval_mode(energy_fn):
         point = evaluate(energy_fn, x, with_grad=steps > 0)
         check_finite(point, "the given actions")
@@ -116,19 +116,19 @@ def correct(
             assert grad is not None
             target, was_clipped = propose(x, grad)
             point = evaluate(energy_fn, target, with_grad=step < steps)
-            if line_search:
-                full.append(point[0] <= energy)
-                if not bool(full[-1].all()):
-                    target, point = backtrack(energy_fn, (x, energy, grad), target, point, ~full[-1])
             clipped.append(was_clipped)
+            fell = len(x)
+            if line_search:
+                target, point, fell = backtrack(energy_fn, (x, energy, grad), target, point)
+            full += fell
             check_finite(point, f"the actions after step {step}")
             x = target
     info = CorrectionInfo(
         energy_before=before,
         energy_after=point[0],
-        displacement=(x - given).flatten(1).norm(dim=1),
-        clip_rate=float(torch.stack(clipped).flatten(2).any(dim=2).float().mean()) if clipped else 0.0,
-        accept_rate=float(torch.stack(full).float().mean()) if full else 1.0,
+        displacement=_norm(x - given),
+        clip_rate=int(torch.stack(clipped).flatten(2).any(dim=2).sum()) / (steps * len(x)) if steps else 0.0,
+        accept_rate=full / (steps * len(x)) if steps else 1.0,
         milliseconds=1e3 * (time.perf_counter() - start),
     )
     return (x if steps else x.clone()), info
@@ -187,7 +187,7 @@ class _Step:
             self.range = action.clamp(max=low), action.clamp(min=high)
             self.limit = clip_frac * (high - low)
         if clip == "original_norm":
-            self.norm = clip_frac * self._norm(action)
+            self.allowed = clip_frac * self._norm(action)
 
     def __call__(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Where the step from ``x`` leads, and which numbers of it the clip shortened, both (B, Tp, Da)."""
@@ -206,13 +206,18 @@ class _Step:
             return move
         if self.clip == "range":
             return move.clamp(-self.limit, self.limit)
-        allowed = self.norm if self.clip == "original_norm" else self.clip_frac * self._norm(x)
-        length = move.flatten(1).norm(dim=1)
+        allowed = self.allowed if self.clip == "original_norm" else self.clip_frac * self._norm(x)
+        length = _norm(move)
         return move * torch.where(length > allowed, allowed / length, 1.0).view(-1, 1, 1)
 
     def _norm(self, x: Tensor) -> Tensor:
         """Of what is corrected, (B,)."""
-        return (x if self.mask is None else torch.where(self.mask, x, 0.0)).flatten(1).norm(dim=1)
+        return _norm(x if self.mask is None else torch.where(self.mask, x, 0.0))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """(B,) from (B, Tp, Da)."""
+    return torch.linalg.vector_norm(x, dim=(1, 2))
 
 
 def _mask(action: Tensor, first_only: bool, dims: Sequence[bool] | Tensor | None) -> Tensor | None:

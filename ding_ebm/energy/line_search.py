@@ -74,6 +74,12 @@ class Rescaled:
     """
 
     def __init__(self, energy_fn: EnergyFn, scale: Tensor | float, shift: Tensor | float) -> None:
+        if isinstance(energy_fn, Rescaled):  # two changes of units are one
+            energy_fn, scale, shift = (
+                energy_fn.energy_fn,
+                energy_fn.scale * scale,
+                energy_fn.scale * shift + energy_fn.shift,
+            )
         self.energy_fn, self.scale, self.shift = energy_fn, scale, shift
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -99,9 +105,9 @@ def check_finite(point: Point, where: str) -> None:
 
 
 def backtrack(
-    energy_fn: EnergyFn, start: tuple[Tensor, Tensor, Tensor], target: Tensor, point: Point, rose: Tensor
-) -> tuple[Tensor, Point]:
-    """Shorten the steps of the rows ``rose`` until their energies do not rise; at the worst they stay at the start.
+    energy_fn: EnergyFn, start: tuple[Tensor, Tensor, Tensor], target: Tensor, point: Point
+) -> tuple[Tensor, Point, int]:
+    """Shorten the steps of rows whose energies rose until they do not; at the worst these rows stay at the start.
 
     Each attempt goes to the least of the parabola through both energies and the slope at the start. Rows whose energy
     the slope would lower by less than rounding are left where they are.
@@ -111,12 +117,15 @@ def backtrack(
         start: Where the step began, (B, Tp, Da), and energy and gradient there.
         target: Where the full step leads.
         point: Energy there, and gradient where the next step needs it.
-        rose: (B,), bool.
 
     Returns:
-        Where the steps lead now, and what was evaluated there.
+        Where the steps lead now, what was evaluated there, and the number of rows whose step is the full one.
     """
     x, energy, grad = start
+    rose = ~(point[0] <= energy)  # what is not a number has risen
+    fell = len(x) - int(rose.sum())
+    if fell == len(x):
+        return target, point, fell
     step = target - x
     slope = (grad * step).flatten(1).sum(dim=1)
     share, tried = torch.ones_like(energy), point[0]
@@ -133,7 +142,7 @@ def backtrack(
         lower = rose & (tried <= energy)
         best, at_best = _choose(lower, trial, best), _choose_point(lower, there, at_best)
         rose = rose & ~lower
-    return best, at_best
+    return best, at_best, fell
 
 
 def _choose(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:

@@ -360,8 +360,10 @@ def test_an_energy_with_gradients_of_its_own_and_one_in_other_units_descend_alik
     scale, shift = torch.tensor([2.0, 0.5], dtype=torch.float64), torch.tensor([0.1, -0.3], dtype=torch.float64)
     composed, _ = correct(lambda x: energy_fn(x * scale + shift), action, steps=5, alpha=0.2)
     for inner in (energy_fn, Analytic()):
-        found, _ = correct(Rescaled(inner, scale, shift), action, steps=5, alpha=0.2)
-        torch.testing.assert_close(found, composed)
+        twice = Rescaled(Rescaled(inner, 4.0, 1.0), scale / 4.0, (shift - 1.0) / 4.0)
+        for energy in (Rescaled(inner, scale, shift), twice):
+            found, _ = correct(energy, action, steps=5, alpha=0.2)
+            torch.testing.assert_close(found, composed)
 
 
 def test_langevin_noise_has_the_stationary_variance_of_its_temperature(generator):
