@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ding_ebm.model.attention import Attention, SelfAttention, SinusoidalPositions, TokenEncoder
+from ding_ebm.model.bound_energy import BoundEnergyMLP
 from ding_ebm.model.diffusion_mlp import check_chunk_and_history
 from ding_ebm.model.energy_protocol import Energy, FlatEnergy, candidate_energy, check_energy, in_blocks, pair_energy
 from ding_ebm.model.linear import Linear, linear
@@ -194,10 +195,14 @@ class EnergyMLP(FactorizedEnergy):
         chunk = linear(action.flatten(-2), of_action)
         if k is not None and self.time is not None:
             chunk = chunk + linear(self.time(k), of_time)
-        return torch.cat([self._rest(some + other) for some, other in in_blocks(action.shape[1], context, chunk)])
+        return torch.cat([self.rest(some + other) for some, other in in_blocks(action.shape[1], context, chunk)])
 
-    def _rest(self, hidden: Tensor) -> Tensor:
-        """(B, M) from the first layer's output (B, M, hidden[0])."""
+    def bind(self, obs: Tensor) -> BoundEnergyMLP:
+        """The energy of clean chunks (B, Tp, Da) after given histories (B, To, Do), which are read once."""
+        return BoundEnergyMLP(self, obs)
+
+    def rest(self, hidden: Tensor) -> Tensor:
+        """(B, ...) from the first layer's output (B, ..., hidden[0])."""
         for layer in self.hidden:
             hidden = layer(self.activation(hidden))
         # As in the other networks: the error of the last layer is that of the result.
