@@ -73,14 +73,15 @@ class Rescaled:
         shift: (Da,) or a number.
     """
 
+    energy_fn: EnergyFn
+    scale: Tensor | float
+    shift: Tensor | float
+
     def __init__(self, energy_fn: EnergyFn, scale: Tensor | float, shift: Tensor | float) -> None:
-        if isinstance(energy_fn, Rescaled):  # two changes of units are one
-            energy_fn, scale, shift = (
-                energy_fn.energy_fn,
-                energy_fn.scale * scale,
-                energy_fn.scale * shift + energy_fn.shift,
-            )
         self.energy_fn, self.scale, self.shift = energy_fn, scale, shift
+        if isinstance(energy_fn, Rescaled):  # two changes of units are one
+            self.energy_fn = energy_fn.energy_fn
+            self.scale, self.shift = energy_fn.scale * scale, energy_fn.scale * shift + energy_fn.shift
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies, (B,), of chunks (B, Tp, Da)."""

@@ -35,9 +35,9 @@ class BoundEnergyMLP:
     def __init__(self, network: EnergyMLP, obs: Tensor) -> None:
         of_obs, of_action, of_time = network.first.weight.split(network.input_sizes, dim=-1)
         self._context = linear(obs.flatten(1), of_obs.contiguous(), network.first.bias)
-        if (time := cast("nn.Module | None", network.time)) is not None:
-            k = torch.zeros(1, dtype=torch.int64, device=obs.device)
-            self._context = self._context + linear(time(k), of_time.contiguous())
+        if network.num_steps is not None:
+            time = cast("nn.Module", network.time)(torch.zeros(1, dtype=torch.int64, device=obs.device))
+            self._context = self._context + linear(time, of_time.contiguous())
         self._network, self._of_action = network, of_action.contiguous()
         layers = list(network.hidden)
         self._forward, self._back = [x.bound() for x in layers], [x.bound(transpose=True) for x in reversed(layers)]
