@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from ding_ebm.model.linear import linear
+from ding_ebm.model.linear import Linear, linear
 
 if TYPE_CHECKING:
     from ding_ebm.model.energy_model import EnergyMLP
@@ -39,7 +39,7 @@ class BoundEnergyMLP:
             time = cast("nn.Module", network.time)(torch.zeros(1, dtype=torch.int64, device=obs.device))
             self._context = self._context + linear(time, of_time.contiguous())
         self._network, self._of_action = network, of_action.contiguous()
-        layers = list(network.hidden)
+        layers = cast("list[Linear]", list(network.hidden))
         self._forward, self._back = [x.bound() for x in layers], [x.bound(transpose=True) for x in reversed(layers)]
         self._backward = _BACKWARD[type(network.activation)]
 
