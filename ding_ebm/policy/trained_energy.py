@@ -39,6 +39,8 @@ class TrainedEnergy:
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.obs_normalizer, self.action_normalizer = obs_normalizer, action_normalizer
+        self._scale = 1.0 / action_normalizer.scale
+        self._shift = -action_normalizer.shift * self._scale
         self.task, self.cond_steps, self.horizon_steps = task, cond_steps, horizon_steps
         self.obs_dim, self.action_dim = len(obs_normalizer.shift), len(action_normalizer.shift)
 
@@ -48,10 +50,10 @@ class TrainedEnergy:
 
     def bind(self, obs: Tensor) -> EnergyFn:
         """The energy as a function of chunks (B, Tp, Da), in the environment's units as the histories (B, To, Do)."""
-        normalized, scale = self.obs_normalizer(obs), 1.0 / self.action_normalizer.scale
+        normalized = self.obs_normalizer(obs)
         own: Any = getattr(self.network, "bind", None)
         energy_fn = (lambda action: self.network(normalized, action)) if own is None else own(normalized)
-        return Rescaled(energy_fn, scale, -self.action_normalizer.shift * scale)
+        return Rescaled(energy_fn, self._scale, self._shift)
 
 
 def load_energy(path: str, device: str | torch.device) -> TrainedEnergy:
