@@ -24,12 +24,13 @@ _ATTEMPTS = 10
 def evaluate(energy_fn: EnergyFn, x: Tensor, with_grad: bool) -> Point:
     """Energies at ``x``, and gradients where asked for; detached. Energies are the same numbers with and without.
 
+    To be called without gradients, which are on meanwhile.
+
     Raises:
         ValueError: If the energies have another shape than (B,), or no gradient in ``x``.
     """
     if (own := getattr(energy_fn, "evaluate", None)) is not None:
-        with torch.no_grad():
-            energy, grad = own(x, with_grad)
+        energy, grad = own(x, with_grad)
         return _checked(energy, x), grad
     with torch.enable_grad():  # also where no gradient is taken: products may round otherwise without
         x = x.detach().requires_grad_()
@@ -46,13 +47,12 @@ def evaluate(energy_fn: EnergyFn, x: Tensor, with_grad: bool) -> Point:
 
 
 def energies(energy_fn: EnergyFn, x: Tensor) -> Tensor:
-    """Energies at ``x``, (B,), by the fastest way.
+    """Energies at ``x``, (B,).
 
     Raises:
         ValueError: If they have another shape.
     """
-    with torch.no_grad():
-        return _checked(energy_fn(x), x)
+    return _checked(energy_fn(x), x)
 
 
 def _checked(energy: Tensor, x: Tensor) -> Tensor:
@@ -73,12 +73,10 @@ class Rescaled:
         shift: (Da,) or a number.
     """
 
-    energy_fn: EnergyFn
-    scale: Tensor | float
-    shift: Tensor | float
-
     def __init__(self, energy_fn: EnergyFn, scale: Tensor | float, shift: Tensor | float) -> None:
-        self.energy_fn, self.scale, self.shift = energy_fn, scale, shift
+        self.energy_fn: EnergyFn = energy_fn
+        self.scale: Tensor | float = scale
+        self.shift: Tensor | float = shift
         if isinstance(energy_fn, Rescaled):  # two changes of units are one
             self.energy_fn = energy_fn.energy_fn
             self.scale, self.shift = energy_fn.scale * scale, energy_fn.scale * shift + energy_fn.shift
@@ -93,16 +91,25 @@ class Rescaled:
         return energy, None if grad is None else grad * self.scale
 
 
-def check_finite(point: Point, where: str) -> None:
-    """Refuse energies and gradients that are not finite. Raises ValueError that names the row and ``where``."""
+def check_finite(x: Tensor, point: Point, where: str) -> None:
+    """Refuse actions, energies and gradients that are not finite.
+
+    Args:
+        x: Chunks, (B, Tp, Da).
+        point: What was evaluated there.
+        where: What ``x`` is.
+
+    Raises:
+        ValueError: Says where.
+    """
     energy, grad = point
-    if math.isfinite(float(energy.sum() if grad is None else energy.sum() + grad.sum())):
+    total = x.sum() + energy.sum()
+    if math.isfinite(float(total if grad is None else total + grad.sum())):
         return  # one number to look at
-    values = {"energy": energy} if grad is None else {"energy": energy, "gradient": grad.flatten(1).sum(dim=1)}
-    for what, value in values.items():
-        if not bool(torch.isfinite(value).all()):
-            row = int(torch.nonzero(~torch.isfinite(value))[0])
-            raise ValueError(f"the {what} of row {row} of {where} is {float(value[row])}")
+    for what, values in ((where, x), (f"the energies of {where}", energy), (f"the gradients at {where}", grad)):
+        if values is not None and not bool(torch.isfinite(values).all()):
+            place = tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())
+            raise ValueError(f"{what} must be finite, got {float(values[place])} at {place}")
 
 
 def backtrack(
