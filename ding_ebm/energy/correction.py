@@ -11,17 +11,17 @@ Letters: B rows, Tp actions of a chunk, Da dimensions of an action, N candidates
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ding_ebm.energy.line_search import EnergyFn, backtrack, check_finite, energies, evaluate
+from ding_ebm.model.energy_protocol import eval_mode
 
 Bounds = Optional[tuple[Any, Any]]
 
@@ -108,7 +108,7 @@ def correct(
     propose = _Step(given, alpha, clip, clip_frac, bounds, _mask(given, first_only, dims), noise, generator)
     steps = steps if alpha > 0.0 else 0
     clipped, full = [], 0  # where the clip acted, and the number of rows' steps at full length
-    with _eval_mode(energy_fn):
+    with eval_mode(energy_fn):
         point = evaluate(energy_fn, x, with_grad=steps > 0)
         check_finite(x, point, "the given actions")
         before = point[0]
@@ -150,7 +150,7 @@ def best_of_n(energy_fn: EnergyFn, candidates: Tensor) -> tuple[Tensor, Tensor, 
         ValueError: If there is no candidate, or the energies have another shape than (B,) or are not finite.
     """
     _check_action(candidates, "(N, B, Tp, Da) with N >= 1", 4)
-    with _eval_mode(energy_fn):
+    with eval_mode(energy_fn):
         found = torch.stack([energies(energy_fn, one) for one in candidates])
     for number, energy in enumerate(found):
         check_finite(candidates[number], (energy, None), f"candidate {number}")
@@ -252,16 +252,3 @@ def _check_search(steps: int, line_search: bool, noise: float, generator: torch.
         raise ValueError("noise needs line_search=False: no step of a line search raises the energy, as noise must")
     if noise > 0.0 and generator is None:
         raise ValueError("noise needs a generator")
-
-
-@contextlib.contextmanager
-def _eval_mode(energy_fn: EnergyFn) -> Iterator[None]:
-    """A module in its eval mode, and every part of it back in its own after that; other functions as they are."""
-    training = [m for m in energy_fn.modules() if m.training] if isinstance(energy_fn, nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -93,8 +93,8 @@ def _check_gradient(values: Tensor, action: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def eval_mode(energy: Energy) -> Iterator[None]:
-    """Every part of a module in eval mode, and each as it was afterwards."""
+def eval_mode(energy: Any) -> Iterator[None]:
+    """Every part of a module in eval mode, and each as it was afterwards; other functions as they are."""
     parts = list(energy.modules()) if isinstance(energy, nn.Module) else []
     modes = [part.training for part in parts]
     try:
