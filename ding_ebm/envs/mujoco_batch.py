@@ -13,10 +13,13 @@ action, P positions, V velocities.
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,19 @@ def _stop_the_clock() -> None:
         mujoco.set_mjcb_time(None)
 
 
+def _openmp_pause() -> Callable[[], object]:
+    """What ends the OpenMP threads that torch keeps for the calling thread; its next parallel operation begins others.
+
+    Until then they would wait in a busy loop, for milliseconds: after a policy's call they take all cores but one, and
+    the simulation gets what is left. To begin a thread anew takes some 30 us. Nothing is done where torch is not in
+    use, or where its OpenMP runtime is older than version 5.
+    """
+    torch = sys.modules.get("torch")
+    pause = torch and getattr(ctypes.CDLL(torch._C.__file__), "omp_pause_resource_all", None)
+    soft = 1  # keeps the settings, such as the number of threads
+    return partial(pause, soft) if pause else lambda: None
+
+
 class MujocoBatch:
     """E environments of one task as a :class:`~ding_ebm.envs.batch.BatchEnv`.
 
@@ -124,7 +140,8 @@ class MujocoBatch:
         self.max_episode_steps = max_episode_steps
         threads = min(num_threads or os.cpu_count() or 1, num_envs)
         self._workers = [(Rollout(nthread=0), mujoco.MjData(model)) for _ in range(threads)]
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name) if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix=name) if threads > 1 else None
+        self._pause_openmp = _openmp_pause()
         # Time, positions and velocities: MuJoCo's "full physics".
         self._state = np.zeros((num_envs, 1 + model.nq + model.nv))
         self._warmstart = np.zeros((num_envs, model.nv))
@@ -237,7 +254,11 @@ class MujocoBatch:
         if self._pool is None:
             work(0)
         else:
-            list(self._pool.map(work, range(len(self._workers))))
+            self._pause_openmp()
+            others = [self._pool.submit(work, worker) for worker in range(1, len(self._workers))]
+            work(0)
+            for other in others:
+                other.result()
         return states[:, skip - 1 :: skip], warmstart
 
     def _is_healthy(self, states: Floats) -> NDArray[np.bool_]:

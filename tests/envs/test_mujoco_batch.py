@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import time
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from ding_ebm.envs.batch import GymBatch
 from ding_ebm.envs.registry import get_task, make_batch_env, make_env
@@ -172,6 +175,35 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
             for field in FIELDS:
                 np.testing.assert_array_equal(getattr(chunk, field), getattr(chunks[0], field), err_msg=field)
     for env in envs:
+        env.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_of_torch_do_not_wait_beside_those_of_the_simulation(threads: int) -> None:
+    env = MujocoBatch("hopper", 4, num_threads=threads)
+    if env._pause_openmp() is None:
+        pytest.skip("this torch's OpenMP runtime cannot be paused")
+
+    def waiting(fewer_than: int = 0) -> int:
+        for _ in range(1000):  # a thread takes a moment to be gone
+            if (now := len(os.listdir("/proc/self/task"))) < fewer_than:
+                break
+            time.sleep(0.001)
+        return now
+
+    numbers, own = torch.arange(1e6), torch.get_num_threads()
+    env.step_chunk(np.zeros((4, 1, 3)))
+    torch.set_num_threads(3)
+    try:
+        total = (numbers * numbers).sum()
+        before = waiting()
+        env.step_chunk(np.zeros((4, 1, 3)))
+        assert before - waiting(before) == (2 if threads > 1 else 0)
+        assert (numbers * numbers).sum() == total  # new threads do the same work
+    finally:
+        env._pause_openmp()
+        torch.set_num_threads(own)
         env.close()
 
 
