@@ -113,24 +113,29 @@ class ChunkCloningPolicy(OfflinePolicy):
             getattr(self._model, part).load_state_dict(statistics[part])
 
     def _forward_learn(self, data: dict[str, Tensor]) -> dict[str, float]:
-        rate = self._learning_rate()
-        self._optimizer.param_groups[0]["lr"] = rate
         with autocast(self._cfg.learn.precision, self._device):
             loss, metrics = self._objective(data)
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if "grad_norm" in self._monitor_vars_learn():
-            # The gradient of an energy leaves its last bias out.
-            gradients = [p.grad for p in self._model.network.parameters() if p.grad is not None]
-            metrics["grad_norm"] = torch.stack(torch._foreach_norm(gradients)).norm()
+        metrics.update(self._gradient_metrics())
         values = dict(zip(metrics, torch.stack([metric.detach() for metric in metrics.values()]).tolist()))
         for name, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at iteration {self._train_iter}; the run cannot go on")
+        return {**values, "learning_rate": self._step()}
+
+    def _gradient_metrics(self) -> dict[str, Tensor]:
+        """What is logged of the gradients of a batch, by name."""
+        return {}
+
+    def _step(self) -> float:
+        """Take a step by the gradients at hand, and the averages after it; returns its learning rate."""
+        rate = self._learning_rate()
+        self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         self._train_iter += 1
         self._average()
-        return {**values, "learning_rate": rate}
+        return rate
 
     def _learning_rate(self) -> float:
         """A cosine over the whole run, from the greatest to the least."""

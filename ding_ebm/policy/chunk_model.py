@@ -263,27 +263,17 @@ def executed_actions(
     return actions
 
 
-def evaluation_chunks(
-    cfg: Any,
-    model: nn.Module,
-    obs: NDArray[np.float32],
-    generator: torch.Generator,
-    base: Any,
-    fine_tuned: Any = None,
-    fine_tuned_steps: int = 0,
-    correction: Correction | None = None,
-) -> NDArray[np.float32]:
-    """Actions of a diffusion policy, one batched sampling run for all environments; see :func:`executed_actions`.
+def chunk_sampler(
+    cfg: Any, generator: torch.Generator, base: Any, fine_tuned: Any = None, fine_tuned_steps: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """From normalized histories (B, To, Do) to normalized chunks (B, Tp, Da) as an evaluation samples them.
 
     Args:
         cfg: The policy's config.
-        model: Holds the normalizers.
-        obs: Observation histories in the environment's units, (E, To, Do).
-        generator: Of the noise, on the model's device.
+        generator: Of the noise, on the networks' device.
         base: Network of the first steps.
         fine_tuned: Network of the last F steps, or None.
         fine_tuned_steps: F.
-        correction: The policy's, or None.
     """
     plan = make_plan(cfg.model, cfg.sampler)
 
@@ -301,4 +291,30 @@ def evaluation_chunks(
             clip=cfg.sampler.denoised_clip_value,
         ).x
 
+    return sample
+
+
+def evaluation_chunks(
+    cfg: Any,
+    model: nn.Module,
+    obs: NDArray[np.float32],
+    generator: torch.Generator,
+    base: Any,
+    fine_tuned: Any = None,
+    fine_tuned_steps: int = 0,
+    correction: Correction | None = None,
+) -> NDArray[np.float32]:
+    """Actions of a diffusion policy, one batched sampling run for all environments; see :func:`executed_actions`.
+
+    Args:
+        cfg: The policy's config.
+        model: Holds the normalizers.
+        obs: Observation histories in the environment's units, (E, To, Do).
+        generator: See :func:`chunk_sampler`.
+        base: See :func:`chunk_sampler`.
+        fine_tuned: See :func:`chunk_sampler`.
+        fine_tuned_steps: See :func:`chunk_sampler`.
+        correction: The policy's, or None.
+    """
+    sample = chunk_sampler(cfg, generator, base, fine_tuned, fine_tuned_steps)
     return executed_actions(cfg.model, model, obs, sample, correction)

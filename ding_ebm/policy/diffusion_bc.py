@@ -21,12 +21,20 @@ from ding_ebm.config import Rule
 from ding_ebm.diffusion.schedules import CosineSchedule
 from ding_ebm.model.chains import chunk_loss
 from ding_ebm.model.diffusion import standard_normal
-from ding_ebm.policy.chunk_cloning import ChunkCloningPolicy
-from ding_ebm.policy.chunk_model import DIFFUSION_MODEL, DIFFUSION_RULES, SAMPLER, check_sampler, evaluation_chunks
+from ding_ebm.policy.chunk_model import (
+    DIFFUSION_MODEL,
+    DIFFUSION_RULES,
+    SAMPLER,
+    check_sampler,
+    chunk_sampler,
+    evaluation_chunks,
+)
+from ding_ebm.policy.energy_beside import CloningWithEnergy
+from ding_ebm.policy.energy_training import Sampler
 
 
 @POLICY_REGISTRY.register("diffusion_bc")
-class DiffusionBCPolicy(ChunkCloningPolicy):
+class DiffusionBCPolicy(CloningWithEnergy):
     """Noise prediction on demonstrations."""
 
     config = dict(
@@ -35,7 +43,7 @@ class DiffusionBCPolicy(ChunkCloningPolicy):
         model=DIFFUSION_MODEL,
         sampler=SAMPLER,
     )
-    rules: ClassVar[dict[str, Rule]] = {**ChunkCloningPolicy.rules, **DIFFUSION_RULES}
+    rules: ClassVar[dict[str, Rule]] = {**CloningWithEnergy.rules, **DIFFUSION_RULES}
 
     @classmethod
     def problems(cls, cfg: Mapping[str, Any]) -> list[str]:
@@ -55,6 +63,9 @@ class DiffusionBCPolicy(ChunkCloningPolicy):
         )
         noise = standard_normal(action, self._generator)
         return chunk_loss(self._model.network, self._schedule, action, obs, k, noise)
+
+    def _sampler(self, generator: torch.Generator) -> Sampler:
+        return chunk_sampler(self._cfg, generator, self._model.network_ema)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Actions by the moving average of the network; see :func:`evaluation_chunks`."""

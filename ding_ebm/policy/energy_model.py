@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from ding.policy.command_mode_policy_instance import DummyCommandModePolicy
 from ding.utils import MODEL_REGISTRY, POLICY_REGISTRY
 from torch import Tensor
@@ -32,6 +33,7 @@ from ding_ebm.policy.energy_training import (
     EnergyLoss,
     check_energy_training,
     make_energy,
+    uses_policy_negatives,
 )
 
 
@@ -73,7 +75,13 @@ class EnergyModelPolicy(ChunkCloningPolicy):
     @classmethod
     def problems(cls, cfg: Mapping[str, Any]) -> list[str]:
         """Those of cloning, and of the energy's loss."""
-        return super().problems(cfg) + check_energy_training(cfg)
+        found = super().problems(cfg) + check_energy_training(cfg)
+        if uses_policy_negatives(cfg["learn"]):
+            found.append(
+                "learn.negatives 'policy' needs a policy whose actions they are: train the energy beside one, by "
+                "diffusion_bc, gaussian_bc or gmm_bc with energy.mode"
+            )
+        return found
 
     def default_model(self) -> tuple[str, list[str]]:
         return "ebm_chunk_energy", ["ding_ebm.policy.energy_model"]
@@ -81,6 +89,11 @@ class EnergyModelPolicy(ChunkCloningPolicy):
     def _init_learn(self) -> None:
         super()._init_learn()
         self._energy_loss = EnergyLoss(self._cfg.learn, self._cfg.model.denoising_steps, self._generator)
+
+    def _gradient_metrics(self) -> dict[str, Tensor]:
+        # The gradient of an energy leaves its last bias out.
+        gradients = [p.grad for p in self._model.network.parameters() if p.grad is not None]
+        return {"grad_norm": torch.stack(torch._foreach_norm(gradients)).norm()}
 
     def _objective(self, data: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._energy_loss(self._model.network, data)

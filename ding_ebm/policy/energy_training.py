@@ -8,7 +8,7 @@ K denoising steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,9 +30,11 @@ from ding_ebm.model.diffusion import standard_normal
 from ding_ebm.model.energy_model import EnergyMLP, EnergyModel, candidate_energy, pair_energy
 from ding_ebm.policy.chunk_model import CHUNK_MODEL, CHUNK_RULES, WIDTHS
 
+# From normalized histories (B, To, Do) to a policy's normalized chunks (B, Tp, Da).
+Sampler = Callable[[Tensor], Tensor]
 # What a checkpoint of an energy says it is.
 KIND = "energy of action chunks"
-NEGATIVES = ("uniform", "gaussian", "time_shifted")
+NEGATIVES = ("uniform", "gaussian", "time_shifted", "policy")
 ENERGY_MODEL = dict(
     CHUNK_MODEL,
     # (int or None) K of the diffusion policy whose noised actions the energy is of too, or None: of clean actions.
@@ -71,7 +73,8 @@ ENERGY_LOSS = dict(
     temperature=0.5,
     # (int) Of 'info_nce': actions of the same episode that are at most so many steps away are no negatives; 0: all are.
     false_negative_steps=0,
-    # (list of str) Of 'negatives': which kinds, of 'uniform', 'gaussian' and 'time_shifted'.
+    # (list of str) Of 'negatives': which kinds, of 'uniform', 'gaussian', 'time_shifted' and, beside a policy,
+    # 'policy', its own actions.
     negatives=["uniform"],
     # (int) M, of each kind.
     num_negatives=64,
@@ -144,6 +147,12 @@ def check_energy_training(cfg: Mapping[str, Any]) -> list[str]:
     return [message for holds, message in rules if not holds]
 
 
+def uses_policy_negatives(learn: Mapping[str, Any]) -> bool:
+    """Whether a loss is against actions of a policy."""
+    kinds = learn["negatives"]
+    return learn["objective"] == "negatives" and "policy" in ([kinds] if isinstance(kinds, str) else kinds)
+
+
 def make_energy(model: Mapping[str, Any]) -> EnergyMLP | EnergyModel:
     """The energy network that a model's config asks for."""
     sizes, num_steps = (model["obs_dim"], model["action_dim"]), model["denoising_steps"]
@@ -172,10 +181,13 @@ class EnergyLoss:
         learn: The config, ``ENERGY_LOSS`` in it.
         denoising_steps: K, or None. With K each row is noised to a denoising index of its own, uniform in 0 .. K.
         generator: Of noise, indices and negatives.
+        sampler: Draws the negatives of the kind 'policy', if that is asked for.
     """
 
-    def __init__(self, learn: Any, denoising_steps: int | None, generator: torch.Generator) -> None:
-        self._learn, self._generator = learn, generator
+    def __init__(
+        self, learn: Any, denoising_steps: int | None, generator: torch.Generator, sampler: Sampler | None = None
+    ) -> None:
+        self._learn, self._generator, self._sampler = learn, generator, sampler
         self._schedule = None if denoising_steps is None else CosineSchedule(denoising_steps)
         self._kinds = [learn.negatives] if isinstance(learn.negatives, str) else list(learn.negatives)
 
@@ -198,10 +210,13 @@ class EnergyLoss:
             loss = info_nce(energies, learn.temperature, learn.direction, left_out)
             positive, negative = energies.diagonal(), off_diagonal(energies)
             return loss, {"energy_loss": loss, **energy_metrics(positive, negative, loss)}
-        return self._against_negatives(energy, obs, action)
+        return self.against(energy, obs, action, self._negatives(obs, action))
 
-    def _against_negatives(self, energy: nn.Module, obs: Tensor, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        learn, others = self._learn, self._negatives(action)
+    def against(
+        self, energy: nn.Module, obs: Tensor, action: Tensor, others: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss against given negatives (B, M, Tp, Da), and what a log shows of it; see :meth:`__call__`."""
+        learn = self._learn
         # The positive and its negatives are noised to the same index, by noise of their own.
         chunks, k = self._noised(torch.cat([action.unsqueeze(1), others], dim=1))
         energies = candidate_energy(energy, obs, chunks, k)
@@ -213,7 +228,7 @@ class EnergyLoss:
             return loss + learn.gradient_penalty * penalty, {**metrics, "gradient_penalty": penalty}
         return loss, metrics
 
-    def _negatives(self, action: Tensor) -> Tensor:
+    def _negatives(self, obs: Tensor, action: Tensor) -> Tensor:
         learn, generator = self._learn, self._generator
         drawn = {
             "uniform": lambda: negatives.uniform(
@@ -221,8 +236,15 @@ class EnergyLoss:
             ),
             "gaussian": lambda: negatives.gaussian(action, learn.num_negatives, learn.negative_std, generator),
             "time_shifted": lambda: negatives.time_shifted(action, learn.num_negatives, generator),
+            "policy": lambda: self._of_policy(obs),
         }
         return negatives.mix(*(drawn[kind]() for kind in self._kinds))
+
+    @torch.no_grad()
+    def _of_policy(self, obs: Tensor) -> Tensor:
+        assert self._sampler is not None, "negatives of the kind 'policy' need one"
+        drawn = self._sampler(obs.repeat_interleave(self._learn.num_negatives, dim=0))
+        return drawn.unflatten(0, (len(obs), -1))
 
     def _noised(self, action: Tensor) -> tuple[Tensor, Tensor | None]:
         """Chunks (B, ...) as the diffusion would have them at an index of each row, and that, (B,); or as they are."""

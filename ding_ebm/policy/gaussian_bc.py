@@ -14,18 +14,20 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import torch
 from ding.policy.command_mode_policy_instance import DummyCommandModePolicy
 from ding.utils import POLICY_REGISTRY
 from torch import Tensor
 
 from ding_ebm.config import Rule
-from ding_ebm.policy.chunk_cloning import ChunkCloningPolicy
 from ding_ebm.policy.chunk_model import executed_actions
+from ding_ebm.policy.energy_beside import CloningWithEnergy
+from ding_ebm.policy.energy_training import Sampler
 from ding_ebm.policy.gaussian_model import GAUSSIAN_MODEL, GAUSSIAN_RULES
 
 
 @POLICY_REGISTRY.register("gaussian_bc")
-class GaussianBCPolicy(ChunkCloningPolicy):
+class GaussianBCPolicy(CloningWithEnergy):
     """Maximum likelihood of a Gaussian on demonstrations."""
 
     config = dict(
@@ -34,13 +36,17 @@ class GaussianBCPolicy(ChunkCloningPolicy):
         model=GAUSSIAN_MODEL,
         learn=dict(learning_rate=1e-4, min_learning_rate=1e-4),
     )
-    rules: ClassVar[dict[str, Rule]] = {**ChunkCloningPolicy.rules, **GAUSSIAN_RULES}
+    rules: ClassVar[dict[str, Rule]] = {**CloningWithEnergy.rules, **GAUSSIAN_RULES}
 
     def default_model(self) -> tuple[str, list[str]]:
         return "ebm_chunk_gaussian", ["ding_ebm.policy.gaussian_model"]
 
     def _loss(self, action: Tensor, obs: Tensor) -> Tensor:
         return -self._model.network.log_prob(action, obs).mean()
+
+    def _sampler(self, generator: torch.Generator) -> Sampler:
+        network = self._model.network_ema
+        return lambda histories: network.sample(histories, generator, deterministic=False)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Actions at the mean, by the moving average of the network; see :func:`executed_actions`.

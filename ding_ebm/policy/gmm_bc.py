@@ -13,18 +13,20 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import torch
 from ding.policy.command_mode_policy_instance import DummyCommandModePolicy
 from ding.utils import POLICY_REGISTRY
 from torch import Tensor
 
 from ding_ebm.config import Rule, choice
-from ding_ebm.policy.chunk_cloning import ChunkCloningPolicy
 from ding_ebm.policy.chunk_model import executed_actions
+from ding_ebm.policy.energy_beside import CloningWithEnergy
+from ding_ebm.policy.energy_training import Sampler
 from ding_ebm.policy.gaussian_model import MIXTURE_MODEL, MIXTURE_RULES
 
 
 @POLICY_REGISTRY.register("gmm_bc")
-class GMMBCPolicy(ChunkCloningPolicy):
+class GMMBCPolicy(CloningWithEnergy):
     """Maximum likelihood of a mixture of Gaussians on demonstrations."""
 
     config = dict(
@@ -40,7 +42,7 @@ class GMMBCPolicy(ChunkCloningPolicy):
         ),
     )
     rules: ClassVar[dict[str, Rule]] = {
-        **ChunkCloningPolicy.rules,
+        **CloningWithEnergy.rules,
         **MIXTURE_RULES,
         "eval.component": choice("drawn", "heaviest"),
     }
@@ -50,6 +52,10 @@ class GMMBCPolicy(ChunkCloningPolicy):
 
     def _loss(self, action: Tensor, obs: Tensor) -> Tensor:
         return -self._model.network.log_prob(action, obs).mean()
+
+    def _sampler(self, generator: torch.Generator) -> Sampler:
+        network = self._model.network_ema
+        return lambda histories: network.sample(histories, generator, deterministic=False)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Actions at the mean of one component, by the moving average of the network; see :func:`executed_actions`.

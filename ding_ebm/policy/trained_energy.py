@@ -71,18 +71,37 @@ class TrainedEnergy(nn.Module):
         Raises:
             ValueError: Names both values of what differs.
         """
-        for name, theirs in (("obs_normalizer", obs_normalizer), ("action_normalizer", action_normalizer)):
-            for part in ("shift", "scale"):
-                there, here = getattr(getattr(self, name), part).cpu(), getattr(theirs, part).cpu()
-                if not torch.allclose(there, here, rtol=1e-5, atol=1e-6):
-                    raise ValueError(
-                        f"{path} was trained in other units than the policy: {name}'s {part} is {there.tolist()} there "
-                        f"and {here.tolist()} here; train both on the same data set with the same normalization"
-                    )
+        here = dict(obs_normalizer=obs_normalizer.state_dict(), action_normalizer=action_normalizer.state_dict())
+        check_same_units({name: getattr(self, name).state_dict() for name in here}, here, path)
+
+
+def check_same_units(
+    there: Mapping[str, Mapping[str, Tensor]], here: Mapping[str, Mapping[str, Tensor]], path: str
+) -> None:
+    """Refuse a checkpoint whose normalized units are not those in use.
+
+    Args:
+        there: States of the checkpoint's normalizers, by name.
+        here: States of those in use, by the same names.
+        path: Of the checkpoint, for the message.
+
+    Raises:
+        ValueError: Names both values of what differs.
+    """
+    for name, theirs in here.items():
+        for part in ("shift", "scale"):
+            a, b = there[name][part].cpu(), theirs[part].cpu()
+            if not torch.allclose(a, b, rtol=1e-5, atol=1e-6):
+                raise ValueError(
+                    f"{path} was trained in other units than the policy: {name}'s {part} is {a.tolist()} there and "
+                    f"{b.tolist()} here; train both on the same data set with the same normalization"
+                )
 
 
 def load_energy(path: str, device: str | torch.device) -> TrainedEnergy:
     """The energy of a checkpoint, or of the latest one of a run's folder, on a device.
+
+    The run may be that of an energy, or of a policy that one was trained beside.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -90,6 +109,7 @@ def load_energy(path: str, device: str | torch.device) -> TrainedEnergy:
     """
     file = newest_checkpoint(path)
     state = read_checkpoint(str(file))
+    state = state.get("energy", state)
     if state.get("kind") != KIND:
         raise ValueError(
             f"{file} is no energy: it holds {', '.join(sorted(map(str, state)))}, and not what energy_model records; "
