@@ -59,10 +59,9 @@ def qgpo(task: str, data_set: str, main: dict[str, Any] | None = None) -> Config
 # Updates of the small critic, in thousands: 45 for each 100 000 rows of the project's data sets.
 CRITIC_EPOCHS = dict(medium=90, medium_replay=45, medium_expert=135, expert=45)
 
-
-# Where the actions of a state hardly differ: a gentler policy, and a guidance that learns longer and more of the times of
-# little noise; see docs/algorithms/qgpo.md, "Where it is hard".
-NARROW = dict(
+# Where the actions of a state hardly differ: a gentler policy, and a guidance that learns longer and more of the times
+# of little noise; see docs/algorithms/qgpo.md, "Where it is hard".
+GENTLE = dict(
     policy=dict(model=dict(qgpo_critic=dict(alpha=1.0, critic_layer_norm=True)), learn=dict(guidance_time_exponent=3.0))
 )
 
@@ -79,7 +78,7 @@ def qgpo_small(task: str, data_set: str) -> Configs:
         q_value_stop_training_iter=1000 * frozen,
     )
     sized = dict(policy=dict(learn=stages, eval=dict(evaluator=dict(eval_freq=1000 * (frozen + guidance)))))
-    main = merge(SMALL, NARROW) if narrow else SMALL
+    main = merge(SMALL, GENTLE) if narrow else SMALL
     return offline("qgpo_small", "ebm_qgpo", task, data_set, merge(main, sized))
 
 
