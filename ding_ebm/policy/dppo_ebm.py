@@ -30,6 +30,7 @@ from ding_ebm.model.energy_protocol import check_energy
 from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import check_facts, make_plan, raise_problems
 from ding_ebm.policy.dppo import DPPOPolicy
+from ding_ebm.policy.online_energy import OnlineEnergy
 from ding_ebm.policy.trained_energy import TrainedEnergy, check_fits, load_energy
 
 # States of a collection that the energies' statistics are taken of.
@@ -93,6 +94,16 @@ class DPPOEBMPolicy(DPPOPolicy):
             ebm_reward_clip=5.0,
             # (float) w of w r_env + (1 - w) r_energy.
             ebm_reward_env_weight=0.5,
+            # (int) Updates of the energy after each collection, see :class:`OnlineEnergy`; 0: it stays as it is.
+            online_updates=0,
+            # (int) States of such an update.
+            online_batch_size=256,
+            # (float) Their learning rate.
+            online_learning_rate=1e-4,
+            # (float) Temperature of their loss, in units of energy.
+            online_temperature=0.5,
+            # (int) Collections after which potential and reward get what was learned.
+            online_target_every=10,
         ),
     )
     rules: ClassVar[dict[str, Rule]] = {
@@ -121,6 +132,11 @@ class DPPOEBMPolicy(DPPOPolicy):
         "energy.ebm_reward_chains": integer(1),
         "energy.ebm_reward_clip": optional(number(0.0, above=True)),
         "energy.ebm_reward_env_weight": number(0.0, 1.0),
+        "energy.online_updates": integer(0),
+        "energy.online_batch_size": integer(1),
+        "energy.online_learning_rate": number(0.0, above=True),
+        "energy.online_temperature": number(0.0, above=True),
+        "energy.online_target_every": integer(1),
     }
 
     @classmethod
@@ -147,6 +163,11 @@ class DPPOEBMPolicy(DPPOPolicy):
             problems.append(
                 "energy.use_pbrs and energy.use_ebm_reward exclude each other: shape one reward or the other"
             )
+        if energy["online_updates"] and not energy["use_ebm_reward"] and (by_value or not energy["use_pbrs"]):
+            problems.append(
+                f"energy.online_updates ({energy['online_updates']}) must be 0 where neither potential nor reward is "
+                "of an energy"
+            )
         raise_problems(problems)
 
     # Learning.
@@ -159,6 +180,7 @@ class DPPOEBMPolicy(DPPOPolicy):
         self._potential: Callable[[Tensor], Tensor] | None = None
         self._energy_reward: EnergyReward | None = None
         self._energy_scaler: EnergyScalerPerK | None = None
+        self._online: OnlineEnergy | None = None
         energy, model = self._cfg.energy, self._cfg.model
         by_value = energy.use_pbrs and energy.pbrs_potential == "value"
         if by_value:
@@ -197,6 +219,21 @@ class DPPOEBMPolicy(DPPOPolicy):
                 scaler=self._energy_scaler,
             )
         self._check_energy()
+        self._online = self._online_energy() if energy.online_updates else None
+
+    def _online_energy(self) -> OnlineEnergy:
+        """The energy's further training, against this policy's own chunks."""
+        energy, generator = self._cfg.energy, self._seeded_generator()
+        return OnlineEnergy(
+            self._energy,
+            lambda obs: self._sample(obs, self._model.base, generator).x,
+            updates=energy.online_updates,
+            batch_size=energy.online_batch_size,
+            learning_rate=energy.online_learning_rate,
+            target_every=energy.online_target_every,
+            temperature=energy.online_temperature,
+            generator=generator,
+        )
 
     def _base_chains(self, plan: DenoisingPlan, std: Sequence[float] | None = None) -> DiffusionPrior:
         """Whole chains of the frozen base policy."""
@@ -252,11 +289,14 @@ class DPPOEBMPolicy(DPPOPolicy):
         reward = super()._reward(data, obs, next_obs)
         self._energy_metrics = {}
         if self._energy_reward is not None:
-            return self._reward_of_energies(reward, data["chain"], obs)
-        if self._energy_scaler is not None:
+            reward = self._reward_of_energies(reward, data["chain"], obs)
+        elif self._energy_scaler is not None:
             self._take_statistics(obs.flatten(0, 1))
         if self._potential is not None:
-            return self._shaped(reward, data, obs, next_obs)
+            reward = self._shaped(reward, data, obs, next_obs)
+        if self._online is not None:  # after this collection's rewards, which are of one energy
+            executed = data["chain"][:, :, -1]
+            self._energy_metrics |= self._online.update(obs.flatten(0, 1), executed.flatten(0, 1))
         return reward
 
     def _take_statistics(self, obs: Tensor) -> None:
@@ -331,17 +371,23 @@ class DPPOEBMPolicy(DPPOPolicy):
             names += ["train/pbrs_reward", "train/pbrs_reward_std", "pbrs/phi", "pbrs/phi_std", "pbrs/abs_ratio_to_env"]
         if energy.use_ebm_reward:
             names += ["ebm_reward/mean", "ebm_reward/std", "ebm_reward/corr_env_pearson"]
+        if energy.online_updates:
+            names += [f"energy/{name}" for name in ("energy_loss", "E_pos", "E_neg", "gap", "top1", "mi_bound")]
         return names
 
     def _state_dict_learn(self) -> dict[str, Any]:
         scaler = None if self._energy_scaler is None else self._energy_scaler.state_dict()
-        return {**super()._state_dict_learn(), "potential_offset": self._offset, "energy_scaler": scaler}
+        online = None if self._online is None else self._online.state_dict()
+        state = super()._state_dict_learn()
+        return {**state, "potential_offset": self._offset, "energy_scaler": scaler, "online_energy": online}
 
     def _load_state_dict_learn(self, state_dict: dict[str, Any]) -> None:
         super()._load_state_dict_learn(state_dict)
         self._offset = state_dict["potential_offset"]
         if self._energy_scaler is not None:
             self._energy_scaler.load_state_dict(state_dict["energy_scaler"])
+        if self._online is not None:
+            self._online.load_state_dict(state_dict["online_energy"])
         if self._energy is not None:
             self._check_units()
 

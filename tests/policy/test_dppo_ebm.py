@@ -211,6 +211,61 @@ def test_a_restored_run_makes_the_identical_next_update(energy):
         assert torch.equal(other._model.state_dict()[name], value), name
 
 
+def online(path: str, **options: Any) -> dict[str, Any]:
+    settings = dict(online_updates=4, online_learning_rate=1e-2, online_target_every=2)
+    return shaped(path, **{**settings, **options})
+
+
+def test_an_energy_in_training_is_used_as_it_was_at_the_last_copy(energy):
+    policy, frozen = policy_of("dppo_ebm", online(energy)), policy_of("dppo_ebm", shaped(energy))
+    states = torch.randn(20, TO, DO, generator=torch.Generator().manual_seed(0))
+    potentials = []
+    for seed in range(4):
+        data = collection(policy, seed)
+        if seed < 2:  # trained, and not yet copied when the rewards are made
+            assert torch.equal(policy._prepared(data)["reward"], frozen._prepared(data)["reward"])
+        else:
+            policy._prepared(data)
+        potentials.append(policy._potential(states))
+    assert torch.equal(potentials[0], frozen._potential(states))
+    assert float((potentials[1] - potentials[0]).abs().max()) > 1e-3
+    assert torch.equal(potentials[2], potentials[1])
+    assert float((potentials[3] - potentials[2]).abs().max()) > 1e-3
+    trained = policy._online._network.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in policy._energy.network.state_dict().items())
+    assert not any(p.requires_grad for p in policy._energy.network.parameters())
+
+
+@pytest.mark.parametrize("moved", [0.0, 1.0])
+def test_an_energy_learns_to_tell_the_policy_from_its_base(moved, energy):
+    policy = policy_of("dppo_ebm", online(energy, online_updates=150, online_temperature=0.1))
+    obs = torch.randn(2000, TO, DO, generator=torch.Generator().manual_seed(0))
+    executed = policy._sample(obs, policy._model.base, torch.Generator().manual_seed(1)).x + moved
+    policy._online.update(obs, executed)
+    logged = policy._online.update(obs, executed)
+    if moved:
+        assert logged["energy/top1"] > 0.8 and logged["energy/gap"] > 0.0
+    else:  # the same law: it cannot be told, and the loss of two candidates is log 2
+        assert abs(logged["energy/top1"] - 0.5) < 0.02
+        assert logged["energy/energy_loss"] == pytest.approx(np.log(2.0), abs=0.02)
+
+
+def test_a_restored_run_goes_on_with_the_energys_training(energy):
+    options = online(energy)
+    policy, other = policy_of("dppo_ebm", options), policy_of("dppo_ebm", options, seed=3)
+    for seed in range(3):
+        data = collection(policy, seed)
+        data["boundary"][-1] = True
+        policy._forward_learn(data)
+    file = io.BytesIO()
+    torch.save(policy.learn_mode.state_dict(), file)
+    file.seek(0)
+    other.learn_mode.load_state_dict(torch.load(file, weights_only=True))
+    for seed in (3, 4):
+        data = collection(policy, seed)
+        assert policy._forward_learn(data) == other._forward_learn(data)
+
+
 def test_what_cannot_be_used_is_refused_by_name(energy, tmp_path):
     def refused(options: dict[str, Any], match: str, kind: type[Exception] = ValueError) -> None:
         with pytest.raises(kind, match=match):
@@ -224,6 +279,7 @@ def test_what_cannot_be_used_is_refused_by_name(energy, tmp_path):
     refused(dict(both, pbrs_M=4), "pbrs_M must be 1 with", ConfigError)
     refused(dict(both, pbrs_potential="value"), "pbrs_value_path must be given if and only if", ConfigError)
     refused(dict(both, use_ebm_reward=True), "exclude each other", ConfigError)
+    refused(dict(ebm_ckpt_path=energy, online_updates=1), "must be 0 where neither potential nor reward", ConfigError)
     refused(dict(both, pbrs_lamda=1.0), "pbrs_lambda", ConfigError)
     other_task = save_energy(tmp_path / "iteration_1.pth.tar", dict(model=dict(task="avoid_m1")))
     refused(dict(both, ebm_ckpt_path=other_task), "task is 'avoid_m1' there and 'avoid' here")
