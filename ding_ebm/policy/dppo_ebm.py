@@ -31,6 +31,7 @@ from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import check_facts, make_plan, raise_problems
 from ding_ebm.policy.dppo import DPPOPolicy
 from ding_ebm.policy.online_energy import OnlineEnergy
+from ding_ebm.policy.ppo import RunningReturnScaler
 from ding_ebm.policy.trained_energy import TrainedEnergy, check_fits, load_energy
 
 # States of a collection that the energies' statistics are taken of.
@@ -243,7 +244,7 @@ class DPPOEBMPolicy(DPPOPolicy):
         return DiffusionPrior(self._model.base, plan, model.denoising_steps, shape, std=std, clip=clip)
 
     def _value_potential(self, path: str) -> Callable[[Tensor], Tensor]:
-        """The critic of a checkpoint of dppo, times ``pbrs_alpha``."""
+        """The critic of a checkpoint of dppo, in units of the reward, times ``pbrs_alpha``."""
         file = newest_checkpoint(path)
         state = read_checkpoint(str(file))
         check_facts(state, self._cfg.model, str(file))
@@ -253,8 +254,10 @@ class DPPOEBMPolicy(DPPOPolicy):
         if not kept:
             raise ValueError(f"{file} has no critic: give a checkpoint of dppo as policy.energy.pbrs_value_path")
         critic.load_state_dict(kept)
-        alpha: float = self._cfg.energy.pbrs_alpha
-        return lambda obs: alpha * critic(obs)
+        scaling = state["reward_scaling"]  # None: its run has not divided rewards
+        unit = 1.0 if scaling is None else RunningReturnScaler.scale_of(scaling)
+        factor: float = self._cfg.energy.pbrs_alpha * unit
+        return lambda obs: factor * critic(obs)
 
     def _free_energy(self) -> KFreePotential:
         energy = self._cfg.energy

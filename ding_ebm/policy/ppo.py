@@ -6,6 +6,7 @@ Letters: T decisions of a collection, E environments, B rows of a minibatch, F f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -93,8 +94,12 @@ class RunningReturnScaler:
             self._sums = r + self.discount_factor * self._sums * (~begins)
             sums.append(self._sums)
         self._update(torch.stack(sums))
-        scale = 1.0 / math.sqrt(self._variance + self._EPSILON)
-        return (reward * scale).clamp(-self.clip, self.clip)
+        return (reward * (1.0 / self.scale_of(self.state_dict()))).clamp(-self.clip, self.clip)
+
+    @classmethod
+    def scale_of(cls, state: Mapping[str, Any]) -> float:
+        """What rewards are divided by in a state of :meth:`state_dict`: the unit of returns and values, in rewards."""
+        return math.sqrt(state["variance"] + cls._EPSILON)
 
     def _update(self, values: Tensor) -> None:
         """Merge the moments of new values into the running ones."""

@@ -166,6 +166,22 @@ class ValueOf(torch.nn.Module):
         return self.function(x)
 
 
+def test_a_value_potential_is_in_units_of_the_reward(tmp_path):
+    trained = policy_of("dppo")
+    data = collection(trained)
+    data["reward"] *= 40.0
+    trained._forward_learn(data)
+    torch.save(trained.learn_mode.state_dict(), tmp_path / "iteration_1.pth.tar")
+    options = dict(use_pbrs=True, pbrs_potential="value", pbrs_value_path=str(tmp_path), pbrs_alpha=2.0)
+    policy = policy_of("dppo_ebm", dict(energy=options))
+    obs = torch.randn(8, TO, DO, generator=torch.Generator().manual_seed(0))
+    reward = torch.ones(1, ENVS)
+    in_rewards = float((reward / trained._scaler(reward, torch.ones(1, ENVS, dtype=torch.bool))).mean())
+    assert in_rewards > 10.0
+    unit = policy._potential(obs) / (2.0 * trained._model.critic(obs))
+    torch.testing.assert_close(unit, torch.full((8,), in_rewards), rtol=0.2, atol=0.0)
+
+
 def test_each_visited_state_is_evaluated_once(energy):
     policy = policy_of("dppo_ebm", shaped(energy))
     data, seen = collection(policy), []
