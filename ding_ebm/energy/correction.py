@@ -49,6 +49,7 @@ class CorrectionInfo:
     milliseconds: float
 
 
+@torch.no_grad()
 def correct(
     energy_fn: EnergyFn,
     action: Tensor,
@@ -74,7 +75,7 @@ def correct(
         energy_fn: Maps chunks (B, Tp, Da) to energies (B,), each of its own row alone, the same at every call. A
             torch module is evaluated in its eval mode; of other functions that is the caller's to see to. One that has
             a method ``evaluate`` (chunks, whether gradients are needed) is asked by it for energies (B,) and gradients
-            (B, Tp, Da) or None, instead of autograd.
+            (B, Tp, Da) or None, instead of by autograd.
         action: Chunks, (B, Tp, Da).
         steps: T.
         alpha: Step length, in squared units of an action by those of the energy.

@@ -24,12 +24,13 @@ _ATTEMPTS = 10
 def evaluate(energy_fn: EnergyFn, x: Tensor, with_grad: bool) -> Point:
     """Energies at ``x``, and gradients where asked for; detached. Energies are the same numbers with and without.
 
+    To be called without gradients, which are on meanwhile.
+
     Raises:
         ValueError: If the energies have another shape than (B,), or no gradient in ``x``.
     """
     if (own := getattr(energy_fn, "evaluate", None)) is not None:
-        with torch.no_grad():
-            energy, grad = own(x, with_grad)
+        energy, grad = own(x, with_grad)
         return _checked(energy, x), grad
     with torch.enable_grad():  # also where no gradient is taken: products may round otherwise without
         x = x.detach().requires_grad_()
@@ -46,13 +47,12 @@ def evaluate(energy_fn: EnergyFn, x: Tensor, with_grad: bool) -> Point:
 
 
 def energies(energy_fn: EnergyFn, x: Tensor) -> Tensor:
-    """Energies at ``x``, (B,), by the fastest way.
+    """Energies at ``x``, (B,).
 
     Raises:
         ValueError: If they have another shape.
     """
-    with torch.no_grad():
-        return _checked(energy_fn(x), x)
+    return _checked(energy_fn(x), x)
 
 
 def _checked(energy: Tensor, x: Tensor) -> Tensor:

@@ -189,12 +189,13 @@ class EnergyCorrection:
         action, info = correct(energy_fn, chosen, **self._descent)
         rows = len(obs)
         before = info.energy_before if first is None else first
+        sums = torch.stack([before, info.energy_after, info.displacement]).sum(dim=1).tolist()
         self._add(
             calls=1,
             rows=rows,
-            before=float(before.sum()),
-            after=float(info.energy_after.sum()),
-            displacement=float(info.displacement.sum()),
+            before=sums[0],
+            after=sums[1],
+            displacement=sums[2],
             clip_rate=rows * info.clip_rate,
             accept_rate=rows * info.accept_rate,
             sampling=1e3 * (middle - start),
