@@ -93,16 +93,25 @@ class Rescaled:
         return energy, None if grad is None else grad * self.scale
 
 
-def check_finite(point: Point, where: str) -> None:
-    """Refuse energies and gradients that are not finite. Raises ValueError that names the row and ``where``."""
+def check_finite(x: Tensor, point: Point, where: str) -> None:
+    """Refuse actions, energies and gradients that are not finite.
+
+    Args:
+        x: Chunks, (B, Tp, Da).
+        point: What was evaluated there.
+        where: What ``x`` is.
+
+    Raises:
+        ValueError: Says where.
+    """
     energy, grad = point
-    if math.isfinite(float(energy.sum() if grad is None else energy.sum() + grad.sum())):
+    total = x.sum() + energy.sum()
+    if math.isfinite(float(total if grad is None else total + grad.sum())):
         return  # one number to look at
-    values = {"energy": energy} if grad is None else {"energy": energy, "gradient": grad.flatten(1).sum(dim=1)}
-    for what, value in values.items():
-        if not bool(torch.isfinite(value).all()):
-            row = int(torch.nonzero(~torch.isfinite(value))[0])
-            raise ValueError(f"the {what} of row {row} of {where} is {float(value[row])}")
+    for what, values in ((where, x), (f"the energies of {where}", energy), (f"the gradients at {where}", grad)):
+        if values is not None and not bool(torch.isfinite(values).all()):
+            place = tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())
+            raise ValueError(f"{what} must be finite, got {float(values[place])} at {place}")
 
 
 def backtrack(
