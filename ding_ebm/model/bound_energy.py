@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ding_ebm.model.linear import Linear, linear
+from ding_ebm.model.linear import Linear
 
 if TYPE_CHECKING:
     from ding_ebm.model.energy_model import EnergyMLP
 
-# Gradient of an activation's input from that of its output and the input.
-_BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
-    nn.SiLU: torch.ops.aten.silu_backward,
-    nn.Mish: torch.ops.aten.mish_backward,
-    nn.ReLU: lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0.0),
+_aten = torch.ops.aten
+# An activation, and the gradient of its input from that of its output and the input.
+_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    nn.SiLU: (F.silu, _aten.silu_backward),
+    nn.Mish: (F.mish, _aten.mish_backward),
+    nn.ReLU: (F.relu, lambda grad, x: _aten.threshold_backward(grad, x, 0.0)),
 }
 
 
@@ -33,28 +35,30 @@ class BoundEnergyMLP:
     """
 
     def __init__(self, network: EnergyMLP, obs: Tensor) -> None:
-        of_obs, of_action, of_time = network.first.weight.split(network.input_sizes, dim=-1)
-        self._context = linear(obs.flatten(1), of_obs.contiguous(), network.first.bias)
-        if network.num_steps is not None:
-            time = cast("nn.Module", network.time)(torch.zeros(1, dtype=torch.int64, device=obs.device))
-            self._context = self._context + linear(time, of_time.contiguous())
-        self._network, self._of_action = network, of_action.contiguous()
+        of_obs, self._of_action, of_time = network.first.weight.split(network.input_sizes, dim=-1)
+        self._context = F.linear(obs.flatten(1), of_obs, network.first.bias)
+        if network.time is not None:
+            k = torch.zeros(1, dtype=torch.int64, device=obs.device)
+            self._context = self._context + F.linear(network.time(k), of_time)
+        self._network = network
         layers = cast("list[Linear]", list(network.hidden))
         self._forward, self._back = [x.bound() for x in layers], [x.bound(transpose=True) for x in reversed(layers)]
-        self._backward = _BACKWARD[type(network.activation)]
+        self._activation, self._backward = _ACTIVATIONS[type(network.activation)]
 
     def __call__(self, action: Tensor) -> Tensor:
         """Energies, (B,), of normalized chunks (B, Tp, Da)."""
         return self._network.rest(self._first(action))
 
-    @torch.no_grad()
     def evaluate(self, action: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-        """Energies, (B,), and where asked for their gradients in ``action``, (B, Tp, Da)."""
-        activation, last = self._network.activation, self._network.last
+        """Energies, (B,), and where asked for their gradients in ``action``, (B, Tp, Da).
+
+        To be called without autograd's gradients.
+        """
+        last = self._network.last
         before = [self._first(action)]
         for product in self._forward:
-            before.append(product(activation(before[-1])))
-        energy: Tensor = last(activation(before[-1])).squeeze(-1)
+            before.append(product(self._activation(before[-1])))
+        energy = F.linear(self._activation(before[-1]), last.weight, last.bias).squeeze(-1)
         if not with_grad:
             return energy, None
         grad = self._backward(last.weight.expand_as(before[-1]), before[-1])
@@ -63,4 +67,4 @@ class BoundEnergyMLP:
         return energy, (grad @ self._of_action).view_as(action)
 
     def _first(self, action: Tensor) -> Tensor:
-        return linear(action.flatten(1), self._of_action) + self._context
+        return torch.addmm(self._context, action.flatten(1), self._of_action.t())
