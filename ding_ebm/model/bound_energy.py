@@ -67,4 +67,4 @@ class BoundEnergyMLP:
         return energy, (grad @ self._of_action).view_as(action)
 
     def _first(self, action: Tensor) -> Tensor:
-        return F.linear(action.flatten(1), self._of_action) + self._context
+        return torch.addmm(self._context, action.flatten(1), self._of_action.t())
