@@ -99,14 +99,19 @@ def make_manager() -> VectorEnvManager:
 class Ours:
     """Our policy and collector."""
 
-    def __init__(self, decisions: int, batch: int, passes: int, precision: str = "float32") -> None:
+    kind: type[DPPOPolicy] = DPPOPolicy
+
+    def __init__(
+        self, decisions: int, batch: int, passes: int, precision: str = "float32", extra: dict[str, Any] | None = None
+    ) -> None:
         override = dict(
+            extra or {},
             model=MODEL,
             learn=dict(batch_size=batch, epoch_per_collect=passes, precision=precision),
             collect=dict(n_sample=ENVS * decisions),
         )
-        cfg = deep_merge_dicts(DPPOPolicy.default_config(), EasyDict(override))
-        self.policy = DPPOPolicy(cfg, enable_field=["learn", "collect"])
+        cfg = deep_merge_dicts(self.kind.default_config(), EasyDict(override))
+        self.policy = self.kind(cfg, enable_field=["learn", "collect"])
         self.policy._model.action_normalizer.scale.fill_(SCALE)  # small actions, so that hoppers stand for some time
 
     def act(self, obs: np.ndarray) -> np.ndarray:
