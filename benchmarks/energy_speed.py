@@ -1,8 +1,10 @@
 """Speed of energies of all pairs of a batch, in one run: ``python benchmarks/energy_speed.py``.
 
 Each line times the reference and ours in turn, round by round, in CPU time of one thread; the ratio is the median over
-rounds of reference over ours. ``rows`` evaluates a network on repeated contexts and actions, ``plain`` is the plain MLP
-of the same layers on them, ``products`` are the matrix products of the hidden layers alone.
+rounds of reference over ours. ``alone`` is forward, backward and optimizer of the network on a batch at hand, beside an
+update of ``energy_model`` with its batch from a data set of a million transitions. ``rows`` evaluates a network on
+repeated contexts and actions, ``plain`` is the plain MLP of the same layers on them, ``products`` are the matrix
+products of the hidden layers alone.
 """
 
 from __future__ import annotations
@@ -11,15 +13,24 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from ding.utils import deep_merge_dicts
+from dppo_reference import endless
+from easydict import EasyDict
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from ding_ebm.data.chunks import ChunkDataset
+from ding_ebm.data.formats import Transitions
 from ding_ebm.energy.losses import info_nce
 from ding_ebm.model.energy_model import EnergyMLP, EnergyModel
 from ding_ebm.model.linear import linear
 from ding_ebm.model.networks import mlp
+from ding_ebm.policy.energy_model import EnergyModelPolicy
 
 OBS, ACTION, STEPS = 11, 3, 4
 Work = Callable[[], Any]
@@ -69,6 +80,33 @@ def small_network(batch: int, rounds: int) -> None:
     compare(f"EnergyMLP, B = {batch}: products, step", products, step, rounds)
 
 
+def whole_update(batch: int, rows: int, rounds: int) -> None:
+    """An update by the policy, its batch included."""
+    rng = np.random.default_rng(0)
+    obs, action = (rng.uniform(-1, 1, (rows, size)).astype(np.float32) for size in (OBS, ACTION))
+    ends = np.arange(1, rows + 1) % 1000 == 0
+    transitions = Transitions(obs, action, np.zeros(rows, np.float32), obs, np.zeros_like(ends), ends, "random")
+    dataset = ChunkDataset(transitions, horizon_steps=STEPS)
+    override = dict(model=dict(task="hopper", obs_dim=OBS, action_dim=ACTION), learn=dict(batch_size=batch))
+    cfg = deep_merge_dicts(EnergyModelPolicy.default_config(), EasyDict(override))
+    policy = EnergyModelPolicy(cfg, enable_field=["learn"])
+    batches = endless(partial(DataLoader, dataset, batch, shuffle=True, collate_fn=lambda x: x))
+    net, data = EnergyMLP(OBS, ACTION, 1, STEPS), next(batches)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def alone() -> None:
+        backward(net, lambda: info_nce(net.pair_energy(data["obs"], data["action"])))
+        optimizer.step()
+
+    repeat = max(1, 256**2 // batch**2)
+
+    def several(work: Work) -> Work:
+        return lambda: [work() for _ in range(repeat)]
+
+    name = f"energy_model, B = {batch}, {rows} transitions: alone, update"
+    compare(name, several(alone), several(lambda: policy._forward_learn(next(batches))), rounds)
+
+
 def attention(batch: int, tokens: int, gradients: bool, rounds: int) -> None:
     """``EnergyModel`` on all pairs of a batch."""
     net = EnergyModel(64, 7)
@@ -98,6 +136,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"{'':60s} {'reference':>10s} {'ours':>10s}  ratio")
+    for batch in (64, 256):
+        whole_update(batch, 1_000_000, rounds)
     small_network(256, rounds)
     attention(16, 64, False, rounds)
     attention(16, 64, True, rounds)
