@@ -205,8 +205,8 @@ def error_profile(
         bounds: Lowest and highest action that noise may lead to, or None.
 
     Raises:
-        ValueError: If there are fewer than two sizes or one is not positive and finite, or the energies have another shape, are
-            not finite, or have no gradient.
+        ValueError: If there are fewer than two sizes or one is not positive and finite, or the energies have another
+            shape, are not finite, or have no gradient.
     """
     if len(noise) < 2 or not all(0.0 < std < math.inf for std in noise):
         raise ValueError(f"noise must hold at least two standard deviations above 0, got {list(noise)}")
