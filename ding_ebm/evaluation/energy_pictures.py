@@ -182,7 +182,12 @@ def slice_of(energy: TrainedEnergy, rows: Rows, row: int, first: tuple[int, int]
     labels = [f"action {step + 1} of the chunk, number {dim + 1}" for step, dim in places]
     data = (float(raw[first]), float(raw[second]))
     return Slice(
-        f"step {int(rows.step[row])}", x.numpy(), y.numpy(), found.energy.numpy(), data, (labels[0], labels[1])
+        f"step {int(rows.step[row])} of an episode",
+        x.numpy(),
+        y.numpy(),
+        found.energy.numpy(),
+        data,
+        (labels[0], labels[1]),
     )
 
 
@@ -241,7 +246,7 @@ def _findings(sweeps: Sequence[Sweep], profile: ErrorProfile) -> list[str]:
         "over all states; cosine of the descent with the way back "
         + ", ".join(f"{c:.2f} at noise {n:g}" for n, *_, c, _, _ in error_lines(profile)[1::3])
     ]
-    for one in sweeps:
+    for one in sweeps[::2]:
         assert one.values.error is not None
         best = int(one.values.error.argmin())
         lines.append(
