@@ -37,15 +37,6 @@ def name_of(block: str) -> str:
     return found[1]
 
 
-def test_every_file_that_a_command_names_is_on_the_page_or_in_the_package():
-    files = {name_of(text) for language, text in blocks() if language == "python"}
-    commands = " ".join(text for language, text in blocks() if language == "bash")
-    named = set(re.findall(r"[\w/]+\.py\b", commands)) - set(re.findall(r"> (\w+\.py)\b", commands))
-    assert len(named) >= 5
-    assert {name for name in named if "/" not in name} == files
-    assert not [name for name in named if "/" in name and not (ROOT / name).is_file()]
-
-
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_is_written(tmp_path):
     shutil.copytree(ROOT / "dizoo_configs", tmp_path / "dizoo_configs", ignore=shutil.ignore_patterns("__pycache__"))
