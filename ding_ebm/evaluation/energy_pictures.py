@@ -30,7 +30,7 @@ from ding_ebm.policy.checkpoint_files import newest_checkpoint
 from ding_ebm.policy.energy_correction import BOUNDS
 from ding_ebm.policy.trained_energy import TrainedEnergy, load_energy
 
-ALPHAS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+ALPHAS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 NOISE = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 START_NOISE = 0.3  # of the chunks that stand for those of a policy
 CLIP_FRAC = 0.2  # of the range, the default of eval.energy_clip_frac

@@ -42,20 +42,29 @@ class Slice:
 
 
 def plot_sweeps(path: str | Path, sweeps: Sequence[tuple[str, AlphaSweep]]) -> None:
-    """Mean energy, distance to the expert's chunk and clip rate against the length of a step, pairs by color."""
+    """Mean energy, distance to the expert's chunk and clip rate against the length of a step.
+
+    Args:
+        path: Where to.
+        sweeps: Labels and sweeps over the same lengths, in pairs of one color: without a clip, and with one. What
+            climbs far above all that begins or is clipped leaves the picture.
+    """
     figure = Figure(figsize=(11.0, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
+    shown: list[list[float]] = [[], [], [0.0, 1.0]]
     for i, (label, sweep) in enumerate(sweeps):
         assert sweep.error is not None
         style = dict(color=(BLUE, ORANGE)[i // 2], linestyle=("-", "--")[i % 2], marker="o", markersize=3)
-        for axes, values in zip(panels, (sweep.energy, sweep.error, sweep.clip_rate)):
-            axes.plot(sweep.alphas, values, label=label, **style)
+        for axes, values, inside in zip(panels, (sweep.energy, sweep.error, sweep.clip_rate), shown):
+            axes.plot(range(len(values)), values, label=label, **style)
+            inside += [float(values[0]), float(values.min()), *(values.tolist() if i % 2 else [])]
     titles = ("mean energy after one step", "mean distance to the data's chunk", "share of steps that are clipped")
-    for axes, title in zip(panels, titles):
+    for axes, title, inside in zip(panels, titles, shown):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("alpha")
+        axes.set_xticks(range(len(sweeps[0][1].alphas)), [f"{alpha:g}" for alpha in sweeps[0][1].alphas.tolist()])
+        axes.set_ylim(*_padded(min(inside), max(inside)))
         _bare(axes)
-    panels[2].set_ylim(-0.03, 1.03)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
     )
@@ -96,7 +105,7 @@ def plot_error(path: str | Path, profile: ErrorProfile) -> None:
     left.errorbar(np.median(error, axis=1), middle, bars, label="median and quartiles of each size of noise", **style)
     left.axhline(0.0, color=GRAY, linestyle=":", linewidth=1.0)
     # A few chunks far outside would leave the others no room.
-    left.set_ylim(*np.quantile(rise, [0.005, 0.995]) + np.array([-0.05, 0.05]) * np.ptp(rise))
+    left.set_ylim(*_padded(*np.quantile(rise, [0.005, 0.995])))
     left.set(xlabel="distance from the data's chunk", ylabel="energy above that of the data's chunk")
     left.legend(frameon=False, fontsize=9, markerscale=1.5)
     correlations = f"{profile.spearman:.3f} within a state, {profile.pooled_spearman:.3f} over all"
@@ -135,6 +144,12 @@ def plot_training(path: str | Path, curves: Mapping[str, tuple[NDArray[np.int64]
             axes.legend(frameon=False, fontsize=8)
         _bare(axes)
     figure.savefig(path, dpi=_DPI)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    """The range and a twentieth of it on both sides; of equal ends a range around them."""
+    margin = 0.05 * (high - low) if high > low else 1.0
+    return low - margin, high + margin
 
 
 def _bare(axes: Axes) -> None:
