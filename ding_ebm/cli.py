@@ -1,4 +1,4 @@
-"""The command ``ding-ebm``: tasks, data sets, evaluation of checkpoints, reports, and the demo.
+"""The command ``ding-ebm``: tasks, data sets, evaluation of checkpoints, reports, pictures of energies, and the demo.
 
 Nothing heavier than argparse is imported before a subcommand needs it. What the user got wrong ends with exit status 2
 and a message; anything else is a bug and raises.
@@ -77,12 +77,43 @@ def _parser() -> argparse.ArgumentParser:
     report = _add(commands, "report", _report, "summarize results over runs (seeds), with intervals")
     report.add_argument("files", nargs="+", metavar="FILE.csv", help="what `ding-ebm eval --out` wrote")
 
+    _add_energy(commands)
     _add_convert(commands)
 
     demo = _add(commands, "demo", _demo, "train on built-in tasks, print a table, write pictures")
     demo.add_argument("--out", default="demo", metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--quick", action="store_true", help="a few iterations, to see that it runs; learns nothing")
     return parser
+
+
+def _add_energy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    energy = _add(commands, "energy", _energy, "show what a trained energy knows, by pictures and tables")
+    energy.add_argument(
+        "--load-path",
+        required=True,
+        metavar="PATH",
+        help="checkpoint of an energy, or folder of a run that trained one, by itself or beside a policy",
+    )
+    energy.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="HDF5 file in D4RL's layout, of the energy's task; best of episodes that it was not trained on",
+    )
+    energy.add_argument("--out", required=True, metavar="FOLDER", help="where energy_*.png and .csv are (over)written")
+    energy.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="of the rows that are drawn, and the noise; default: %(default)s",
+    )
+    energy.add_argument(
+        "--rows", type=_positive, default=512, metavar="B", help="chunks that are drawn; default: %(default)s"
+    )
+    energy.add_argument(
+        "--log", metavar="FOLDER", help="run whose logs show the training; default: that of the checkpoint"
+    )
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -245,6 +276,22 @@ def _report(options: argparse.Namespace) -> int:
     from ding_ebm.evaluation.results import read_results, report
 
     print(report([row for path in options.files for row in read_results(path)]), end="")
+    return 0
+
+
+def _energy(options: argparse.Namespace) -> int:
+    _quiet_import()
+    from ding_ebm.evaluation.energy_pictures import write_energy_pictures
+
+    write_energy_pictures(
+        options.load_path,
+        options.data,
+        options.out,
+        seed=options.seed,
+        log=options.log,
+        count=options.rows,
+        say=print,
+    )
     return 0
 
 

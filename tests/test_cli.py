@@ -101,7 +101,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_numpy():
     assert status == 0
     assert seconds < 1.0
     assert not {"torch", "numpy", "ding", "gymnasium", "matplotlib"} & set(modules)
-    assert all(command in done.stdout for command in ("tasks", "data", "eval", "report", "demo"))
+    assert all(command in done.stdout for command in ("tasks", "data", "eval", "report", "energy", "demo"))
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -111,7 +111,7 @@ def test_the_version_is_that_of_the_package(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["data"], ["eval"], ["data", "collect", "hopper", "--out", "f"]]
+    "arguments", [[], ["nothing"], ["data"], ["eval"], ["energy"], ["data", "collect", "hopper", "--out", "f"]]
 )
 def test_a_wrong_call_ends_with_status_2(arguments):
     with pytest.raises(SystemExit, match="2"):

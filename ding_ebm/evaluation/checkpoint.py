@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -185,12 +184,8 @@ def _seed_of_run(checkpoint_path: str | Path) -> int:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        state = read_checkpoint(str(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint, it may be cut short: {reason}") from error
-    if not isinstance(state, dict) or "model" not in state or "train_iter" not in state:
+    state = read_checkpoint(str(path))
+    if "model" not in state or "train_iter" not in state:
         raise ValueError(f"{path} is not a checkpoint of a policy of this package: 'model' and 'train_iter' expected")
     return state
 

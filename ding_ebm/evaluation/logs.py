@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,15 @@ from tensorboardX.proto.event_pb2 import Event
 
 # A record is its length (8 bytes), a checksum (4), the event, and a checksum (4).
 _BEFORE, _AFTER = 12, 4
+
+
+def scalar_names(run: str | Path) -> set[str]:
+    """All names that numbers were logged under; none if nothing was logged.
+
+    Raises:
+        ValueError: If a log is cut short.
+    """
+    return {tag for _, tag, _ in _scalars(run)}
 
 
 def read_scalars(run: str | Path, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -24,7 +34,15 @@ def read_scalars(run: str | Path, name: str) -> tuple[NDArray[np.int64], NDArray
     Raises:
         ValueError: If nothing was logged under that name, or a log is cut short.
     """
-    found = []
+    found = [(step, value) for step, tag, value in _scalars(run) if tag == name]
+    if not found:
+        raise ValueError(f"nothing was logged as {name!r} in {run}")
+    steps, values = zip(*found)
+    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+
+
+def _scalars(run: str | Path) -> Iterator[tuple[int, str, float]]:
+    """Step, name and value of each number, in the order of logging."""
     for path in sorted((Path(run) / "log" / "serial").glob("events.out.tfevents.*")):
         content, start = path.read_bytes(), 0
         while start < len(content):
@@ -33,9 +51,5 @@ def read_scalars(run: str | Path, name: str) -> tuple[NDArray[np.int64], NDArray
             if end + _AFTER > len(content):
                 raise ValueError(f"{path} is cut short: its record at byte {start} is incomplete")
             event = Event.FromString(content[begin:end])
-            found += [(event.step, value.simple_value) for value in event.summary.value if value.tag == name]
+            yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
             start = end + _AFTER
-    if not found:
-        raise ValueError(f"nothing was logged as {name!r} in {run}")
-    steps, values = zip(*found)
-    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is not readable, or holds something else.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path!r}; runs keep theirs in <exp_name>/ckpt/")
-    state_dict: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint, it may be cut short: {reason}") from error
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"{path} is no checkpoint: it holds a {type(state_dict).__name__}, a dictionary is expected")
     return state_dict
 
 

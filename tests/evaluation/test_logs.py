@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tensorboardX import SummaryWriter
 
-from ding_ebm.evaluation.logs import read_scalars
+from ding_ebm.evaluation.logs import read_scalars, scalar_names
 
 
 @pytest.fixture
@@ -23,6 +23,12 @@ def test_steps_and_values_are_those_of_the_name(run):
     assert steps.tolist() == [5000, 10000, 15000]
     assert values.tolist() == [0.25, 0.5, -1.0]
     assert read_scalars(run, "evaluator_step/reward_mean")[0].tolist() == [3_000_000_000] * 3
+
+
+def test_the_names_are_those_that_were_logged(run, tmp_path):
+    names = {"collector_step/reward_mean", "collector_iter/reward_mean", "evaluator_step/reward_mean"}
+    assert scalar_names(run) == names
+    assert scalar_names(tmp_path / "elsewhere") == set()
 
 
 def test_what_was_not_logged_and_a_log_that_is_cut_short_are_refused(run):
