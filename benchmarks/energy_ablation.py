@@ -36,7 +36,7 @@ def read_all(folder: Path) -> Curves:
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for kind in KINDS:
         for log in sorted((folder / kind).glob("*_seed*/log")):
-            if log.is_symlink() or not list(log.glob("serial/events*")):
+            if log.parent.is_symlink() or not list(log.glob("serial/events*")):
                 continue
             curve = read_curve(log.parent)
             curves[curve.task][kind].append(curve)
