@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    rows = measure(args.rounds)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    facts = dict(rounds=args.rounds, device="cpu", threads=args.threads, commit=commit.stdout.strip())
+    rows = [row | facts for row in measure(args.rounds)]
     for row in rows:
         print("   ".join(f"{key} {value}" for key, value in row.items()))
     if args.out:

@@ -104,31 +104,34 @@ def correct(
     start = time.perf_counter()
     _check_action(action, "(B, Tp, Da)", 3)
     _check_search(steps, line_search, noise, generator)
-    x = given = action.detach()
+    x = given = action.detach() if action.requires_grad else action
     propose = _Step(given, alpha, clip, clip_frac, bounds, _mask(given, first_only, dims), noise, generator)
     steps = steps if alpha > 0.0 else 0
-    clipped, full = [], 0  # where the clip acted, and the number of rows' steps at full length
+    shortened, full = [], 0  # what the clip took off each step, and the number of rows' steps at full length
     with eval_mode(energy_fn):
         point = evaluate(energy_fn, x, with_grad=steps > 0)
-        check_finite(x, point, "the given actions")
+        visited = [(x, point)]
         before = point[0]
         for step in range(1, steps + 1):
             energy, grad = point
             assert grad is not None
-            target, was_clipped = propose(x, grad)
+            target, cut = propose(x, grad)
             point = evaluate(energy_fn, target, with_grad=step < steps)
-            clipped.append(was_clipped)
+            shortened.append(cut)
             fell = len(x)
             if line_search:
                 target, point, fell = backtrack(energy_fn, (x, energy, grad), target, point)
             full += fell
-            check_finite(target, point, f"the actions after step {step}")
+            visited.append((target, point))
             x = target
+    # At once and at the end: each look at a number costs as much as a step of the descent's arithmetic.
+    check_finite(visited, lambda step: f"the actions after step {step}" if step else "the given actions")
+    norms = _norm(torch.cat([x - given, *shortened]))
     info = CorrectionInfo(
         energy_before=before,
         energy_after=point[0],
-        displacement=_norm(x - given),
-        clip_rate=int(torch.stack(clipped).flatten(2).any(dim=2).sum()) / (steps * len(x)) if steps else 0.0,
+        displacement=norms[: len(x)],
+        clip_rate=1.0 - norms.tolist()[len(x) :].count(0.0) / (steps * len(x)) if steps else 0.0,
         accept_rate=full / (steps * len(x)) if steps else 1.0,
         milliseconds=1e3 * (time.perf_counter() - start),
     )
@@ -152,8 +155,7 @@ def best_of_n(energy_fn: EnergyFn, candidates: Tensor) -> tuple[Tensor, Tensor, 
     _check_action(candidates, "(N, B, Tp, Da) with N >= 1", 4)
     with eval_mode(energy_fn):
         found = torch.stack([energies(energy_fn, one) for one in candidates])
-    for number, energy in enumerate(found):
-        check_finite(candidates[number], (energy, None), f"candidate {number}")
+    check_finite([(x, (energy, None)) for x, energy in zip(candidates, found)], "candidate {}".format)
     index = found.argmin(dim=0)
     return candidates[index, torch.arange(len(index), device=index.device)], index, found
 
@@ -191,7 +193,7 @@ class _Step:
             self.allowed = clip_frac * self._norm(action)
 
     def __call__(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the step from ``x`` leads, and which numbers of it the clip shortened, both (B, Tp, Da)."""
+        """Where the step from ``x`` leads, and what the clip took off it, both (B, Tp, Da)."""
         move = grad * self.alpha
         if self.std:
             noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
@@ -200,7 +202,7 @@ class _Step:
             move = torch.where(self.mask, move, 0.0)
         shorter = self._clipped(move, x)
         target = x - shorter
-        return (target if self.range is None else torch.clamp(target, *self.range)), shorter != move
+        return (target if self.range is None else torch.clamp(target, *self.range)), move - shorter
 
     def _clipped(self, move: Tensor, x: Tensor) -> Tensor:
         if self.clip is None:

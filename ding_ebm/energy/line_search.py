@@ -6,7 +6,7 @@ Letters: B rows, Tp actions of a chunk, Da dimensions of an action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import torch
@@ -91,25 +91,26 @@ class Rescaled:
         return energy, None if grad is None else grad * self.scale
 
 
-def check_finite(x: Tensor, point: Point, where: str) -> None:
+def check_finite(visited: Sequence[tuple[Tensor, Point]], name: Callable[[int], str]) -> None:
     """Refuse actions, energies and gradients that are not finite.
 
     Args:
-        x: Chunks, (B, Tp, Da).
-        point: What was evaluated there.
-        where: What ``x`` is.
+        visited: Chunks, (B, Tp, Da), and what was evaluated there.
+        name: Of the chunks with a number.
 
     Raises:
-        ValueError: Says where.
+        ValueError: Says where the first is.
     """
-    energy, grad = point
-    total = x.sum() + energy.sum()
-    if math.isfinite(float(total if grad is None else total + grad.sum())):
+    chunks = torch.cat([part for x, (_, grad) in visited for part in (x, grad) if part is not None])
+    energy = torch.cat([energy for _, (energy, _) in visited])
+    if math.isfinite(float(chunks.sum()) + float(energy.sum())):
         return  # one number to look at
-    for what, values in ((where, x), (f"the energies of {where}", energy), (f"the gradients at {where}", grad)):
-        if values is not None and not bool(torch.isfinite(values).all()):
-            place = tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())
-            raise ValueError(f"{what} must be finite, got {float(values[place])} at {place}")
+    for number, (x, (energy, grad)) in enumerate(visited):
+        where = name(number)
+        for what, values in ((where, x), (f"the energies of {where}", energy), (f"the gradients at {where}", grad)):
+            if values is not None and not bool(torch.isfinite(values).all()):
+                place = tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())
+                raise ValueError(f"{what} must be finite, got {float(values[place])} at {place}")
 
 
 def backtrack(
@@ -130,10 +131,11 @@ def backtrack(
         Where the steps lead now, what was evaluated there, and the number of rows whose step is the full one.
     """
     x, energy, grad = start
-    rose = ~(point[0] <= energy)  # what is not a number has risen
-    fell = len(x) - int(rose.sum())
-    if fell == len(x):
-        return target, point, fell
+    lower = point[0] <= energy
+    if bool(lower.all()):
+        return target, point, len(x)
+    rose = ~lower  # what is not a number has risen
+    fell = int(lower.sum())
     step = target - x
     slope = (grad * step).flatten(1).sum(dim=1)
     share, tried = torch.ones_like(energy), point[0]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ding_ebm.model.attention import Attention, SelfAttention, SinusoidalPositions, TokenEncoder
-from ding_ebm.model.bound_energy import BoundEnergyMLP
+from ding_ebm.model.bound_energy import BoundEnergyMLP, EnergyMLPWeights
 from ding_ebm.model.diffusion_mlp import check_chunk_and_history
 from ding_ebm.model.energy_protocol import Energy, FlatEnergy, candidate_energy, check_energy, in_blocks, pair_energy
 from ding_ebm.model.linear import Linear, linear
@@ -199,7 +199,7 @@ class EnergyMLP(FactorizedEnergy):
 
     def bind(self, obs: Tensor) -> BoundEnergyMLP:
         """The energy of clean chunks (B, Tp, Da) after given histories (B, To, Do), which are read once."""
-        return BoundEnergyMLP(self, obs)
+        return BoundEnergyMLP(EnergyMLPWeights(self), obs)
 
     def rest(self, hidden: Tensor) -> Tensor:
         """(B, ...) from the first layer's output (B, ..., hidden[0])."""

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ding_ebm.model.kept import NotCopied, state_of
 
 # Below this number of rows or outputs MKL is the faster one.
 _SMALL = 8
@@ -25,11 +26,12 @@ _FEW = 256
 # Below this number of multiplications oneDNN's fixed cost, some 10 microseconds, is more than MKL loses.
 _LIGHT = 1 << 18
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_onednn_linear: Any = torch.ops.mkldnn._linear_pointwise.default if _HAS_ONEDNN else None
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight.T + bias by oneDNN."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    result: Tensor = _onednn_linear(x, weight, bias, "none", [], "")
     return result
 
 
@@ -117,13 +119,13 @@ class Linear(nn.Linear):
         def product(x: Tensor) -> Tensor:
             nonlocal chosen
             if chosen is None:
-                chosen = self._choose(x, transpose)
+                chosen = self.bound_for(x, transpose)
             return chosen(x)
 
         return product
 
-    def _choose(self, x: Tensor, transpose: bool) -> Callable[[Tensor], Tensor]:
-        """The fastest product for inputs like ``x``."""
+    def bound_for(self, x: Tensor, transpose: bool = False) -> Callable[[Tensor], Tensor]:
+        """The same, decided now for inputs like ``x``: of its shape, dtype and device, and contiguous if it is."""
         weight, bias = (self.weight.t(), None) if transpose else (self.weight, self.bias)
         if torch.is_grad_enabled() or not _is_faster_by_onednn(x, weight):
             return lambda x: linear(x, weight, bias)
@@ -131,7 +133,7 @@ class Linear(nn.Linear):
             return lambda x: F.linear(x, weight, bias)
         if x.numel() <= _FEW * x.shape[-1]:
             weight = self._kept.get(self.weight, transpose, at_once=True)
-        return lambda x: _product(x, weight, bias)
+        return lambda x: _onednn_linear(x, weight, bias, "none", [], "")
 
     def _product(self, x: Tensor, transpose: bool) -> Tensor:
         weight, bias = (self.weight.t(), None) if transpose else (self.weight, self.bias)
@@ -144,17 +146,17 @@ class Linear(nn.Linear):
         return linear(x, weight, bias)
 
 
-class _KeptLayouts:
+class _KeptLayouts(NotCopied):
     """A weight and its transpose in oneDNN's own layout, until the weight changes."""
 
     def __init__(self) -> None:
-        self._state: tuple[int, int, int] | None = None
+        self._state: tuple[Any, ...] | None = None
         self._layouts: dict[bool, Tensor] = {}
 
     def get(self, weight: Tensor, transpose: bool, at_once: bool = False) -> Tensor:
         """The weight, or its transpose, as the product takes it; laid out at its second use, or at once."""
         matrix = weight.t() if transpose else weight
-        state = (weight.data_ptr(), weight._version, _optimizer_steps)
+        state = state_of(weight)
         if state != self._state:
             self._state, self._layouts = state, {}
             if not at_once:
@@ -162,21 +164,3 @@ class _KeptLayouts:
         if transpose not in self._layouts:
             self._layouts[transpose] = torch.ops.mkldnn._reorder_linear_weight(matrix)
         return self._layouts[transpose]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _KeptLayouts:
-        return _KeptLayouts()
-
-    def __reduce__(self) -> tuple[type[_KeptLayouts], tuple[()]]:
-        return _KeptLayouts, ()
-
-
-_optimizer_steps = 0
-
-
-def _count_step(*_: Any) -> None:
-    """PyTorch's fused optimizers change weights without a trace in their version: count the steps of them all."""
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_step)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ding_ebm.config import Rule, choice, flag, integer, number, optional, sequence, text
 from ding_ebm.energy.correction import CLIPS, best_of_n, correct
-from ding_ebm.energy.line_search import EnergyFn, Rescaled
+from ding_ebm.energy.line_search import EnergyFn
+from ding_ebm.model.energy_model import EnergyMLP
+from ding_ebm.model.kept import Kept, state_of
 from ding_ebm.policy.chunk_model import raise_problems
 from ding_ebm.policy.trained_energy import check_fits, load_energy
 
@@ -104,7 +106,7 @@ def make_energy_correction(
 
     Args:
         cfg: The policy's config.
-        model: Holds ``action_normalizer``.
+        model: Holds ``obs_normalizer`` and ``action_normalizer``.
         critic_energy: Minus the policy's critic in normalized units, or None.
         generator: Of noise, on the model's device.
 
@@ -114,17 +116,20 @@ def make_energy_correction(
     """
     if not is_on(cfg.eval):
         return None
-    path, normalizer = cfg.eval.energy_checkpoint, model.action_normalizer
+    path = cfg.eval.energy_checkpoint
     if path == CRITIC:
         assert critic_energy is not None
         return EnergyCorrection(cfg.eval, lambda _, seen: lambda action: critic_energy(seen, action), generator)
     energy = load_energy(path, generator.device)
     check_fits(energy, cfg.model, f"eval.energy_checkpoint {path}")
+    binder: Kept[Callable[[Tensor], EnergyFn]] = Kept()  # the policy's units are known when its state is loaded
+    units = model.obs_normalizer, model.action_normalizer
 
-    def bind(obs: Tensor, _: Tensor) -> EnergyFn:
-        return Rescaled(energy.bind(obs), normalizer.scale, normalizer.shift)
+    def bind(obs: Tensor, normalized: Tensor) -> EnergyFn:
+        state = state_of(*[x for normalizer in units for x in (normalizer.scale, normalizer.shift)])
+        return binder.get(state, lambda: energy.binder(*units))(normalized.view_as(obs))
 
-    return EnergyCorrection(cfg.eval, bind, generator)
+    return EnergyCorrection(cfg.eval, bind, generator, autograd=not isinstance(energy.network, EnergyMLP))
 
 
 class EnergyCorrection:
@@ -135,12 +140,17 @@ class EnergyCorrection:
         bind: From observations in the environment's units (E, To, Do), and the same as the policy normalizes them, to
             the energy as a function of normalized chunks (E, Tp, Da).
         generator: Of noise.
+        autograd: Whether the energy's gradients are autograd's, and not its own.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], bind: Callable[[Tensor, Tensor], EnergyFn], generator: torch.Generator
+        self,
+        settings: Mapping[str, Any],
+        bind: Callable[[Tensor, Tensor], EnergyFn],
+        generator: torch.Generator,
+        autograd: bool = True,
     ) -> None:
-        self._bind, self._candidates = bind, settings["energy_candidates"]
+        self._bind, self._candidates, self._autograd = bind, settings["energy_candidates"], autograd
         self._descent = dict(
             steps=settings["energy_correction_steps"],
             alpha=settings["energy_alpha"],
@@ -181,21 +191,21 @@ class EnergyCorrection:
         if drawn.is_cuda:
             torch.cuda.synchronize(drawn.device)
         middle = time.perf_counter()
-        energy_fn = self._bind(obs, normalized)
-        first, chosen = None, drawn
-        if count > 1:
-            chosen, _, energies = best_of_n(energy_fn, drawn.unflatten(0, (count, len(obs))))
-            first = energies[0]
-        action, info = correct(energy_fn, chosen, **self._descent)
+        with torch.no_grad() if self._autograd else torch.inference_mode():  # the latter is faster
+            energy_fn = self._bind(obs, normalized)
+            first, chosen = None, drawn
+            if count > 1:
+                chosen, _, energies = best_of_n(energy_fn, drawn.unflatten(0, (count, len(obs))))
+                first = energies[0]
+            action, info = correct(energy_fn, chosen, **self._descent)
         rows = len(obs)
         before = info.energy_before if first is None else first
-        sums = torch.stack([before, info.energy_after, info.displacement]).sum(dim=1).tolist()
         self._add(
             calls=1,
             rows=rows,
-            before=sums[0],
-            after=sums[1],
-            displacement=sums[2],
+            before=sum(before.tolist()),
+            after=sum(info.energy_after.tolist()),
+            displacement=sum(info.displacement.tolist()),
             clip_rate=rows * info.clip_rate,
             accept_rate=rows * info.accept_rate,
             sampling=1e3 * (middle - start),

@@ -5,7 +5,7 @@ Letters: B batch, To observation history, Tp predicted actions, Do observation, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.energy.line_search import EnergyFn, Rescaled
+from ding_ebm.model.bound_energy import BoundEnergyMLP, EnergyMLPWeights
+from ding_ebm.model.energy_model import EnergyMLP
 from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import check_same
 from ding_ebm.policy.energy_training import KIND, make_energy
@@ -51,14 +53,26 @@ class TrainedEnergy(nn.Module):
 
     def energy(self, obs: Tensor, action: Tensor) -> Tensor:
         """Energies, (B,), of chunks (B, Tp, Da) after histories (B, To, Do), both in the environment's units."""
-        return self.bind(obs)(action)
+        raw = (Normalizer(dim).to(obs.device) for dim in (self.obs_dim, self.action_dim))
+        return self.binder(*raw)(obs)(action)
 
-    def bind(self, obs: Tensor) -> EnergyFn:
-        """The energy as a function of chunks (B, Tp, Da), in the environment's units as the histories (B, To, Do)."""
-        normalized, scale = self.obs_normalizer(obs), 1.0 / self.action_normalizer.scale
-        own: Any = getattr(self.network, "bind", None)
-        energy_fn = (lambda action: self.network(normalized, action)) if own is None else own(normalized)
-        return Rescaled(energy_fn, scale, -self.action_normalizer.shift * scale)
+    def binder(self, obs_units: Normalizer, action_units: Normalizer) -> Callable[[Tensor], EnergyFn]:
+        """Maps histories, (B, To, Do), to the energy as a function of chunks, (B, Tp, Da).
+
+        What is the same for all histories is computed here, so that neither the energy nor the units may change.
+
+        Args:
+            obs_units: What the histories are normalized by.
+            action_units: What the chunks are normalized by.
+        """
+        network = self.network
+        scale, shift = _conversion(obs_units, self.obs_normalizer)
+        chunks = _conversion(action_units, self.action_normalizer)
+        if isinstance(network, EnergyMLP):
+            weights = EnergyMLPWeights(network, (scale, shift), chunks)
+            return lambda obs: BoundEnergyMLP(weights, obs)
+        bind: Any = getattr(network, "bind", None) or (lambda obs: lambda action: network(obs, action))
+        return lambda obs: Rescaled(bind(obs * scale + shift), *chunks)
 
     def forward(self, obs: Tensor, action: Tensor, k_idx: Tensor | None = None, views: Any = None) -> Tensor:
         """Energies, (B,), of normalized histories and chunks; one of clean actions takes no notice of ``k_idx``."""
@@ -73,6 +87,11 @@ class TrainedEnergy(nn.Module):
         """
         here = dict(obs_normalizer=obs_normalizer.state_dict(), action_normalizer=action_normalizer.state_dict())
         check_same_units({name: getattr(self, name).state_dict() for name in here}, here, path)
+
+
+def _conversion(here: Normalizer, there: Normalizer) -> tuple[Tensor, Tensor]:
+    """Scale and shift, (D,) each, that take what one has normalized to what the other would have made of it."""
+    return here.scale / there.scale, (here.shift - there.shift) / there.scale
 
 
 def check_same_units(

@@ -258,6 +258,13 @@ def test_a_clip_bounds_each_step_and_the_whole_way(fraction, generator):
     assert info.clip_rate == 0.0
 
 
+def test_the_clip_rate_counts_the_rows_steps_that_were_shortened(generator):
+    """The first step of rows of slope 1 is of 0.1 and of the others, of slope 9, of 0.9, cut to 0.4."""
+    slope = torch.tensor([1.0, 1.0, 1.0, 9.0]).repeat(B // 4)
+    _, info = correct(lambda x: slope * x[:, 0, 0], chunks(generator), steps=3, alpha=0.1)
+    assert info.clip_rate == 0.25
+
+
 def test_a_chunk_of_zeros_moves_under_a_range_and_not_under_a_norm(generator):
     energy_fn, zeros = (lambda x: x.flatten(1).sum(1)), torch.zeros(4, TP, DA)
     for clip in ("original_norm", "current_norm"):

@@ -19,8 +19,8 @@ def products(monkeypatch) -> list[int]:
     if not module._HAS_ONEDNN:
         pytest.skip("this build of torch has no oneDNN")
     calls: list[int] = []
-    by_onednn = module._product
-    monkeypatch.setattr(module, "_product", lambda *args: calls.append(1) or by_onednn(*args))
+    by_onednn = module._onednn_linear
+    monkeypatch.setattr(module, "_onednn_linear", lambda *args: calls.append(1) or by_onednn(*args))
     return calls
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ding_ebm.config import ConfigError
 from ding_ebm.data.normalizer import Normalizer
+from ding_ebm.model.energy_model import EnergyMLP
 from ding_ebm.policy import energy_correction
 from ding_ebm.policy.base import BasePolicy
 from ding_ebm.policy.diffusion_bc import DiffusionBCPolicy
@@ -330,6 +331,36 @@ def test_a_network_that_binds_observations_is_asked_once_a_call(energies, monkey
     monkeypatch.setattr(energy_correction, "load_energy", lambda path, device: bowl())
     policy = make("dppo", **settings_of("dppo", energy_correction_steps=4, energy_alpha=0.5, energy_candidates=4))
     np.testing.assert_array_equal(bound, executed("dppo", policy))
+
+
+def test_an_energy_mlp_corrects_as_by_autograd_and_in_the_units_that_the_policy_has_now(monkeypatch):
+    class Plain(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+            return self.network(obs, action)
+
+    torch.manual_seed(0)
+    network, policies = EnergyMLP(DO, DA, TO, TP, (64, 64)), []
+    nn.init.normal_(network.last.weight, std=5.0)
+    for made in (network, Plain(network)):
+        energy = bowl()
+        energy.network = made.requires_grad_(False)
+        monkeypatch.setattr(energy_correction, "load_energy", lambda path, device, energy=energy: energy)
+        settings = dict(energy_correction_steps=3, energy_alpha=0.3, energy_clip="range", energy_candidates=2)
+        policies.append(make("dppo", **settings_of("dppo", **settings)))
+    for scale in (0.5, 2.0):
+        for policy in policies:
+            policy._model.action_normalizer.scale.fill_(scale)
+        ours, expected = (executed("dppo", policy) for policy in policies)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        averages = [policy.eval_mode.get_attribute("energy_correction").averages() for policy in policies]
+        for key in ("energy_before", "energy_after", "displacement", "clip_rate", "accept_rate"):
+            assert averages[0][key] == pytest.approx(averages[1][key], rel=1e-4)
+        assert averages[0]["displacement"] > 0.01
+    assert 0.0 < averages[0]["clip_rate"] < 1.0
 
 
 def test_an_energy_of_raw_units_is_that_of_its_network_on_normalized_ones():
