@@ -160,7 +160,7 @@ def landscape(energy_fn: EnergyFn, center: Tensor, directions: Tensor, extent: f
     chunks = center + column * directions[0] + row * directions[1]
     with eval_mode(energy_fn):
         energy = energies(energy_fn, chunks)
-    check_finite(chunks, (energy, None), "the points of the plane")
+    check_finite([(chunks, (energy, None))], lambda _: "the points of the plane")
     return Landscape(axis, energy.view(points, points))
 
 
@@ -210,23 +210,24 @@ def error_profile(
     """
     if len(noise) < 2 or not all(0.0 < std < math.inf for std in noise):
         raise ValueError(f"noise must hold at least two standard deviations above 0, got {list(noise)}")
-    moved_energy, error, cosine = [], [], []
+    moved_energy, error, cosine, visited = [], [], [], []
     with eval_mode(energy_fn):
         energy = energies(energy_fn, action)
-        check_finite(action, (energy, None), "the expert's chunks")
+        check_finite([(action, (energy, None))], lambda _: "the expert's chunks")
         for std in noise:
             draw = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
             moved = action + std * draw
             moved = moved if bounds is None else torch.clamp(moved, *bounds)
             point = evaluate(energy_fn, moved, with_grad=True)
-            check_finite(moved, point, f"the chunks moved by noise of {std:g}")
             assert point[1] is not None
+            visited.append((moved, point))
             back = (action - moved).flatten(1)
             distance = back.norm(dim=1)
             moved_energy.append(point[0])
             error.append(distance)
             similarity = F.cosine_similarity(-point[1].flatten(1), back, dim=1, eps=torch.finfo(back.dtype).tiny)
             cosine.append(torch.where(distance > 0.0, similarity, torch.nan))
+    check_finite(visited, lambda number: f"the chunks moved by noise of {noise[number]:g}")
     of_energy, of_error = torch.stack(moved_energy), torch.stack(error)
     return ErrorProfile(
         noise=torch.tensor([float(std) for std in noise], dtype=torch.float64),

@@ -53,8 +53,12 @@ class TrainedEnergy(nn.Module):
 
     def energy(self, obs: Tensor, action: Tensor) -> Tensor:
         """Energies, (B,), of chunks (B, Tp, Da) after histories (B, To, Do), both in the environment's units."""
+        return self.bind(obs)(action)
+
+    def bind(self, obs: Tensor) -> EnergyFn:
+        """The energy as a function of chunks (B, Tp, Da), in the environment's units as the histories (B, To, Do)."""
         raw = (Normalizer(dim).to(obs.device) for dim in (self.obs_dim, self.action_dim))
-        return self.binder(*raw)(obs)(action)
+        return self.binder(*raw)(obs)
 
     def binder(self, obs_units: Normalizer, action_units: Normalizer) -> Callable[[Tensor], EnergyFn]:
         """Maps histories, (B, To, Do), to the energy as a function of chunks, (B, Tp, Da).
