@@ -113,6 +113,7 @@ class CosineSchedule:
         self.beta = torch.zeros(num_steps + 1, dtype=torch.float64)
         self.beta[1:] = (1.0 - signal[1:] / signal[:-1]).clamp(0.0, 0.999)
         self.alpha_bar = (1.0 - self.beta).cumprod(0)
+        self._signal, self._spread = self.alpha_bar.sqrt(), (1.0 - self.alpha_bar).sqrt()
 
     def diffuse(self, x_0: Tensor, k: Tensor, noise: Tensor) -> Tensor:
         """x_k, (B, ...).
@@ -122,5 +123,7 @@ class CosineSchedule:
             k: Steps, (B,), int64, from 0 to K.
             noise: Standard normal, (B, ...).
         """
-        alpha_bar = self.alpha_bar.to(device=x_0.device)[k].view(-1, *(1,) * (x_0.ndim - 1))
-        return alpha_bar.sqrt().to(x_0.dtype) * x_0 + (1.0 - alpha_bar).sqrt().to(x_0.dtype) * noise
+        signal, spread = (
+            table.to(x_0).index_select(0, k).view(-1, *(1,) * (x_0.ndim - 1)) for table in (self._signal, self._spread)
+        )
+        return signal * x_0 + spread * noise

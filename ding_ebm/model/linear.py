@@ -25,6 +25,8 @@ _SMALL = 8
 _FEW = 256
 # Below this number of multiplications oneDNN's fixed cost, some 10 microseconds, is more than MKL loses.
 _LIGHT = 1 << 18
+# The same with gradients, where the product and its gradients by oneDNN go through Python.
+_LIGHT_WITH_GRADIENTS = 3 << 18
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _onednn_linear: Any = torch.ops.mkldnn._linear_pointwise.default if _HAS_ONEDNN else None
 
@@ -85,6 +87,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling() or not _is_faster_by_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
+        if x.numel() * weight.shape[0] < _LIGHT_WITH_GRADIENTS:
+            return F.linear(x, weight, bias)
         result: Tensor = _OneDNNLinear.apply(x, weight, bias)
         return result
     return _product(x, weight, bias)

@@ -18,10 +18,18 @@ def products(monkeypatch) -> list[int]:
     """Grows by one with each product that oneDNN takes."""
     if not module._HAS_ONEDNN:
         pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(module, "_LIGHT_WITH_GRADIENTS", 0)  # small layers are enough then
     calls: list[int] = []
     by_onednn = module._onednn_linear
     monkeypatch.setattr(module, "_onednn_linear", lambda *args: calls.append(1) or by_onednn(*args))
     return calls
+
+
+@pytest.fixture(params=["as it chooses", "by oneDNN"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers as they would be multiplied, and as large ones are."""
+    if request.param == "by oneDNN":
+        monkeypatch.setattr(module, "_LIGHT_WITH_GRADIENTS", 0)
 
 
 def inputs(*shape: int, seed: int = 0) -> Tensor:
@@ -42,6 +50,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("both_ways")
 def test_it_is_the_linear_map_and_has_its_gradients(layout, with_bias):
     x, weight = LAYOUTS[layout]()
     bias = inputs(len(weight), seed=2) if with_bias else None
@@ -57,6 +66,7 @@ def test_it_is_the_linear_map_and_has_its_gradients(layout, with_bias):
         torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_gradient_that_is_expanded_from_one_number_is_taken_right():
     x, layer = inputs(40, 12), Linear(12, 9)
     layer(x).sum().backward()  # its gradient has strides of zero
@@ -90,6 +100,12 @@ def test_float32_rows_go_to_onednn_and_what_it_does_not_hold_does_not(products):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(inputs(40, 12)).dtype == torch.bfloat16
     assert len(products) == 1
+
+
+def test_light_products_with_gradients_are_left_to_torch(monkeypatch):
+    layer, taken = Linear(16, 32), []
+    monkeypatch.setattr(module, "_OneDNNLinear", lambda: taken.append(1))
+    assert layer(inputs(128, 16)).grad_fn.name().startswith("Addmm") and not taken
 
 
 def test_a_frozen_layer_computes_no_gradient_of_its_weights(products):
