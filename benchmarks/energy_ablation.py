@@ -3,8 +3,8 @@
     python benchmarks/energy_ablation.py FOLDER
 
 FOLDER has a folder for each kind of run, named after it, with the folders of its runs. Each evaluation of a run becomes
-a row; the table has the mean over runs at each iteration with a bootstrap interval over runs; the picture has a panel a
-task and a line a kind.
+a row; one table has the mean over runs at each iteration with a bootstrap interval over runs, another the differences to
+``dppo``, seed by seed; the picture has a panel a task and a line a kind.
 """
 
 from __future__ import annotations
@@ -32,13 +32,19 @@ Curves = dict[str, dict[str, list[LearningCurve]]]  # by task, then by kind
 
 
 def read_all(folder: Path) -> Curves:
-    """Every run that has been evaluated."""
+    """Every run that has been evaluated.
+
+    Raises:
+        ValueError: If a seed is there twice.
+    """
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for kind in KINDS:
         for log in sorted((folder / kind).glob("*_seed*/log")):
             if log.parent.is_symlink() or not list(log.glob("serial/events*")):
                 continue
             curve = read_curve(log.parent)
+            if any(curve.seed == other.seed for other in curves[curve.task][kind]):
+                raise ValueError(f"{folder / kind} has two runs of {curve.task} with seed {curve.seed}")
             curves[curve.task][kind].append(curve)
     return {task: curves[task] for task in sorted(curves)}
 
@@ -74,6 +80,25 @@ def write_tables(curves: Curves, out: Path) -> None:
                 writer.writerow((task, KINDS[kind], len(runs), *cells))
 
 
+def write_differences(curves: Curves, path: Path) -> None:
+    """Mean return over the evaluations after the first, less that of ``dppo`` with the same seed, by task and in all."""
+
+    def later(run: LearningCurve) -> float:
+        return float(run.mean[1:].mean())
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("kind", *curves, "all"))
+        for kind in KINDS:
+            strata = []
+            for kinds in curves.values():
+                plain = {run.seed: later(run) for run in kinds["dppo"]}
+                strata.append(np.array([later(run) - plain[run.seed] for run in kinds[kind]]))
+            found = [run_interval(part, statistic=mean) for part in (*([x] for x in strata), strata)]
+            if kind != "dppo":
+                writer.writerow((KINDS[kind], *(f"{i.estimate:+.1f} ({i.low:+.1f} to {i.high:+.1f})" for i in found)))
+
+
 def draw(curves: Curves, path: Path) -> None:
     """Return against environment steps."""
     figure = Figure(figsize=(4.0 * len(curves), 3.6), layout="constrained")
@@ -106,6 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     curves = read_all(options.folder)
     write_tables(curves, options.out)
+    write_differences(curves, options.out.with_name(f"{options.out.stem}_differences.csv"))
     draw(curves, options.figure)
     print(f"wrote {options.out} and {options.figure}")
 
