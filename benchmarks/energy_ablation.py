@@ -3,8 +3,8 @@
     python benchmarks/energy_ablation.py FOLDER
 
 FOLDER has a folder for each kind of run, named after it, with the folders of its runs. Each evaluation of a run becomes
-a row; one table has the mean over runs at each iteration with a bootstrap interval over runs, another the differences to
-``dppo``, seed by seed; the picture has a panel a task and a line a kind.
+a row; one table has the mean over runs at each iteration with a bootstrap interval over runs, another the differences
+to ``dppo``, seed by seed; the picture has a panel a task and a line a kind.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def write_tables(curves: Curves, out: Path) -> None:
 
 
 def write_differences(curves: Curves, path: Path) -> None:
-    """Mean return over the evaluations after the first, less that of ``dppo`` with the same seed, by task and in all."""
+    """Mean return over the evaluations after the first, less that of ``dppo`` with the same seed."""
 
     def later(run: LearningCurve) -> float:
         return float(run.mean[1:].mean())
