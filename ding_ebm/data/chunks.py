@@ -70,7 +70,9 @@ class ChunkDataset(ResidentDataset):
         self.action = self.action_normalizer(torch.from_numpy(transitions.action)).to(device)
         self.start = torch.from_numpy(start).to(device)
         self.episode_start = torch.from_numpy(episode_start).to(device)
-        self._ahead = torch.arange(horizon_steps, device=device)
+        # The chunk that begins in each row, (N - Tp + 1, Tp, Da): a view of the actions.
+        rows, dim = self.action.shape
+        self._chunks = self.action.as_strided((rows - horizon_steps + 1, horizon_steps, dim), (dim, dim, 1))
         self._back = torch.arange(1 - cond_steps, 1, device=device)
 
     def gather(self, rows: Tensor) -> DeviceBatch:
@@ -84,12 +86,12 @@ class ChunkDataset(ResidentDataset):
             that of its episode, (B,).
         """
         index, episode = self.start.index_select(0, rows), self.episode_start.index_select(0, rows)
-        start = index.unsqueeze(1)
-        history = torch.maximum(start + self._back, episode.unsqueeze(1))
-        obs = self.obs.index_select(0, history.flatten()).view(*history.shape, -1)
-        chunk = start + self._ahead
-        action = self.action.index_select(0, chunk.flatten()).view(*chunk.shape, -1)
-        return DeviceBatch(obs=obs, action=action, index=index, episode=episode)
+        if len(self._back) == 1:
+            obs = self.obs.index_select(0, index).unsqueeze(1)
+        else:
+            history = torch.maximum(index.unsqueeze(1) + self._back, episode.unsqueeze(1))
+            obs = self.obs.index_select(0, history.flatten()).view(*history.shape, -1)
+        return DeviceBatch(obs=obs, action=self._chunks.index_select(0, index), index=index, episode=episode)
 
     @cached_property
     def statistics(self) -> dict[str, Any]:

@@ -129,10 +129,11 @@ class ChunkCloningPolicy(OfflinePolicy):
 
     def _step(self) -> float:
         """Take a step by the gradients at hand, and the averages after it; returns its learning rate."""
-        rate = self._learning_rate()
-        self._optimizer.param_groups[0]["lr"] = rate
+        rate, group = self._learning_rate(), self._optimizer.param_groups[0]
+        group["lr"] = rate
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in group["params"]:  # as zero_grad does it, which takes 1 % of a small update for being profiled
+            parameter.grad = None
         self._train_iter += 1
         self._average()
         return rate
