@@ -57,7 +57,5 @@ def combined_loss(
         loss, metrics = energy_loss(context.detach() if mode == "energy_only" or detach_context else context)
     if loss.ndim or policy_loss.ndim:
         raise ValueError(f"losses must be scalars, got {tuple(policy_loss.shape)} and {tuple(loss.shape)}")
-    total = {"monitor": policy_loss, "energy_only": loss}.get(mode)
-    if total is None:
-        total = policy_loss + weight * loss
+    total = policy_loss if mode == "monitor" else loss if mode == "energy_only" else policy_loss + weight * loss
     return total, {name: value.detach() for name, value in metrics.items()}
