@@ -124,14 +124,17 @@ def correct(
             full += fell
             visited.append((target, point))
             x = target
-    # At once and at the end: each look at a number costs as much as a step of the descent's arithmetic.
-    check_finite(visited, lambda step: f"the actions after step {step}" if step else "the given actions")
+    # At once and at the end: each look at a number costs as much as a step of the descent's arithmetic. An action or a
+    # followed gradient that is not finite leaves such a difference.
     norms = _norm(torch.cat([x - given, *shortened]))
+    numbers = torch.cat([norms, *(energy for _, (energy, _) in visited)]).tolist()
+    if not math.isfinite(sum(numbers)):
+        check_finite(visited, lambda step: f"the actions after step {step}" if step else "the given actions")
     info = CorrectionInfo(
         energy_before=before,
         energy_after=point[0],
         displacement=norms[: len(x)],
-        clip_rate=1.0 - norms.tolist()[len(x) :].count(0.0) / (steps * len(x)) if steps else 0.0,
+        clip_rate=1.0 - numbers[len(x) : (1 + steps) * len(x)].count(0.0) / (steps * len(x)) if steps else 0.0,
         accept_rate=full / (steps * len(x)) if steps else 1.0,
         milliseconds=1e3 * (time.perf_counter() - start),
     )
