@@ -3,14 +3,15 @@
     python benchmarks/energy_ablation.py FOLDER
 
 FOLDER has a folder for each kind of run, named after it, with the folders of its runs. Each evaluation of a run becomes
-a row; one table has the mean over runs at each iteration with a bootstrap interval over runs, another the differences
-to ``dppo``, seed by seed; the picture has a panel a task and a line a kind.
+a row; one table has the mean over runs at each iteration with a bootstrap interval over runs (of a single run over its
+episodes), another the differences to ``dppo``, seed by seed; the picture has a panel a task and a line a kind.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def read_all(folder: Path) -> Curves:
 
 
 def interval_at(runs: list[LearningCurve], index: int) -> Interval:
-    """Mean over runs of an evaluation, with its interval."""
+    """Mean over runs of an evaluation, with its interval; of a single run that over its episodes."""
+    if len(runs) == 1:
+        (run,) = runs
+        half = 1.96 * run.std[index] / math.sqrt(run.episodes)
+        return Interval(run.mean[index], run.mean[index] - half, run.mean[index] + half)
     return run_interval([np.array([run.mean[index] for run in runs])], statistic=mean)
 
 
@@ -75,16 +80,20 @@ def write_tables(curves: Curves, out: Path) -> None:
                 cells = []
                 for index in range(len(longest)):
                     there = [run for run in runs if len(run.mean) > index]
-                    found = interval_at(there, index) if len(there) > 1 else None
+                    found = interval_at(there, index) if there else None
                     cells.append(f"{found.estimate:.1f} ({found.low:.1f} to {found.high:.1f})" if found else "-")
                 writer.writerow((task, KINDS[kind], len(runs), *cells))
 
 
 def write_differences(curves: Curves, path: Path) -> None:
-    """Mean return over the evaluations after the first, less that of ``dppo`` with the same seed."""
+    """Mean return over the evaluations after the first, less that of ``dppo`` with the same seed; of several seeds."""
 
     def later(run: LearningCurve) -> float:
         return float(run.mean[1:].mean())
+
+    curves = {task: kinds for task, kinds in curves.items() if len(kinds["dppo"]) > 1}
+    if not curves:
+        return
 
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -111,10 +120,9 @@ def draw(curves: Curves, path: Path) -> None:
             steps = np.mean([run.env_steps[:shortest] for run in runs], axis=0) / 1e3
             average = np.mean([run.mean[:shortest] for run in runs], axis=0)
             axes.plot(steps, average, color=f"C{color}", linewidth=1.8, label=f"{KINDS[kind]} ({len(runs)})")
-            if len(runs) > 1:
-                bounds = [interval_at(runs, index) for index in range(shortest)]
-                low, high = [bound.low for bound in bounds], [bound.high for bound in bounds]
-                axes.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0.0)
+            bounds = [interval_at(runs, index) for index in range(shortest)]
+            low, high = [bound.low for bound in bounds], [bound.high for bound in bounds]
+            axes.fill_between(steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0.0)
         axes.set(title=task, xlabel="environment steps (thousand)")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("return of an evaluation")
