@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +145,10 @@ def test_the_free_slot_of_the_hosts_own_name_runs_ours(ding):
 
 
 def test_a_mistyped_key_ends_the_process_at_once_and_in_words(ding):
-    started, cpu = time.monotonic(), os.times().children_user
+    before = os.times().children_user
     process = ding("-m", "serial_offline", "-c", ding.config("refused", batchsize=32), "-s", "0")
     assert process.returncode != 0
     assert "policy.learn.batchsize is not a known key; did you mean 'batch_size'?" in process.stderr
     assert not (ding.folder / "refused" / "ckpt").exists()
     # Nearly all of it is the host's import, 5 seconds of a quiet core.
-    assert os.times().children_user - cpu < 40.0 and time.monotonic() - started < 120.0
+    assert os.times().children_user - before < 40.0
