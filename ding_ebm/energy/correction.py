@@ -12,6 +12,7 @@ Letters: B rows, Tp actions of a chunk, Da dimensions of an action, N candidates
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ def correct(
     with eval_mode(energy_fn):
         point = evaluate(energy_fn, x, with_grad=steps > 0)
         visited = [(x, point)]
+        heights = [point[0].tolist()]  # energies as numbers: to compare these costs less
         before = point[0]
         for step in range(1, steps + 1):
             energy, grad = point
@@ -118,23 +120,25 @@ def correct(
             target, cut = propose(x, grad)
             point = evaluate(energy_fn, target, with_grad=step < steps)
             shortened.append(cut)
+            heights.append(point[0].tolist())
             fell = len(x)
-            if line_search:
+            if line_search and not all(map(operator.le, heights[-1], heights[-2])):
                 target, point, fell = backtrack(energy_fn, (x, energy, grad), target, point)
+                heights[-1] = point[0].tolist()
             full += fell
             visited.append((target, point))
             x = target
     # At once and at the end: each look at a number costs as much as a step of the descent's arithmetic. An action or a
     # followed gradient that is not finite leaves such a difference.
     norms = _norm(torch.cat([x - given, *shortened]))
-    numbers = torch.cat([norms, *(energy for _, (energy, _) in visited)]).tolist()
-    if not math.isfinite(sum(numbers)):
+    lengths = norms.tolist()
+    if not math.isfinite(sum(lengths) + sum(map(sum, heights))):
         check_finite(visited, lambda step: f"the actions after step {step}" if step else "the given actions")
     info = CorrectionInfo(
         energy_before=before,
         energy_after=point[0],
         displacement=norms[: len(x)],
-        clip_rate=1.0 - numbers[len(x) : (1 + steps) * len(x)].count(0.0) / (steps * len(x)) if steps else 0.0,
+        clip_rate=1.0 - lengths[len(x) :].count(0.0) / (steps * len(x)) if steps else 0.0,
         accept_rate=full / (steps * len(x)) if steps else 1.0,
         milliseconds=1e3 * (time.perf_counter() - start),
     )

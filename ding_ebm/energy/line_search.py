@@ -132,8 +132,6 @@ def backtrack(
     """
     x, energy, grad = start
     lower = point[0] <= energy
-    if bool(lower.all()):
-        return target, point, len(x)
     rose = ~lower  # what is not a number has risen
     fell = int(lower.sum())
     step = target - x
