@@ -2,8 +2,8 @@
 
 DPPO's MLP policy at hopper's sizes (observation 11, action 3, chunks of 4, 20 steps of DDPM, hidden widths of 512) acts
 in 40 environments, with an energy MLP of three layers of 256: T steps of descent, the best of N samples, and both.
-Each setting is called ten times in turn, and so is the policy without an energy; times are medians over all calls, and
-the 10 % quantile is what they are on a machine that does little else. What is added is the whole call's.
+In each round the policy without an energy is called ten times before each setting is; what is added is the ratio of the
+medians of these whole calls, and the table has medians over rounds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 warnings.filterwarnings("ignore")
@@ -30,7 +31,6 @@ from ding_ebm.policy.dppo import DPPOPolicy  # noqa: E402
 from ding_ebm.policy.trained_energy import TrainedEnergy  # noqa: E402
 
 ENVS, OBS, ACTION, CHUNK = 40, 11, 3, 4
-PLAIN = (1, 0)
 SETTINGS = [(1, steps) for steps in (1, 3, 5, 10)] + [(count, steps) for count in (4, 16) for steps in (0, 3)]
 
 
@@ -50,42 +50,50 @@ def make_policy(candidates: int, steps: int) -> DPPOPolicy:
     )
 
 
+def calls_of(policy: DPPOPolicy, obs: np.ndarray) -> list[dict[str, float]]:
+    """Milliseconds of ten calls, after two that are not counted, and of the energy in each."""
+    found = []
+    for number in range(-2, 10):
+        policy.eval_mode.reset()
+        start = time.perf_counter()
+        policy.act(obs)
+        call = 1e3 * (time.perf_counter() - start)
+        correction = policy.eval_mode.get_attribute("energy_correction")
+        if number >= 0:
+            found.append(dict(call=call, energy=correction.averages()["energy_ms"] if correction else 0.0))
+    return found
+
+
 def measure(rounds: int) -> list[dict[str, Any]]:
     """One row a setting."""
     energy = make_energy()
     energy_correction.load_energy = lambda path, device: energy
-    policies = {setting: make_policy(*setting) for setting in [PLAIN, *SETTINGS]}
+    policies = {setting: make_policy(*setting) for setting in SETTINGS}
+    plain = make_policy(1, 0)
     obs = np.random.default_rng(0).standard_normal((ENVS, 1, OBS)).astype(np.float32)
-    found: dict[tuple[int, int], list[dict[str, float]]] = {setting: [] for setting in policies}
+    found: dict[tuple[int, int], list[dict[str, float]]] = {setting: [] for setting in SETTINGS}
     for _ in range(rounds):
         for setting, policy in policies.items():
-            for number in range(-2, 10):
-                policy.eval_mode.reset()
-                start = time.perf_counter()
-                policy.act(obs)
-                call = 1e3 * (time.perf_counter() - start)
-                correction = policy.eval_mode.get_attribute("energy_correction")
-                if number >= 0:
-                    found[setting].append(dict(call_ms=call, **(correction.averages() if correction else {})))
-    plain = found.pop(PLAIN)
-    return [row_of(setting, calls, plain) for setting, calls in found.items()]
+            without, calls = (calls_of(one, obs) for one in (plain, policy))
+            once, call = (median(c["call"] for c in part) for part in (without, calls))
+            row = dict(plain_call_ms=once, call_ms=call, energy_ms=median(c["energy"] for c in calls))
+            found[setting].append(row | dict(added_percent=100.0 * (call / once - 1.0)))
+    return [row_of(setting, found[setting]) for setting in SETTINGS]
 
 
-def row_of(setting: tuple[int, int], calls: list[dict[str, float]], plain: list[dict[str, float]]) -> dict[str, Any]:
-    """Times of a setting's calls and of its energies in them, and what it adds to a plain call, in percent."""
+def row_of(setting: tuple[int, int], rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over rounds, and the middle half of what is added in a round."""
     row: dict[str, Any] = dict(candidates=setting[0], steps=setting[1])
-    for name, share in (("median", 0.5), ("quantile_10", 0.1)):
-        call, energy = (float(np.quantile([c[key] for c in calls], share)) for key in ("call_ms", "energy_ms"))
-        once = float(np.quantile([c["call_ms"] for c in plain], share))
-        row[f"plain_call_ms_{name}"], row[f"call_ms_{name}"] = round(once, 2), round(call, 2)
-        row[f"energy_ms_{name}"], row[f"added_percent_{name}"] = round(energy, 3), round(100.0 * (call / once - 1.0), 1)
-    return row
+    for key, digits in (("plain_call_ms", 2), ("call_ms", 2), ("energy_ms", 3), ("added_percent", 1)):
+        row[key] = round(median(one[key] for one in rounds), digits)
+    low, high = np.quantile([one["added_percent"] for one in rounds], [0.25, 0.75])
+    return row | dict(added_percent_middle_half=f"{low:.1f} to {high:.1f}")
 
 
 def main() -> None:
     """Measure, print, and write a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30, help="tens of calls of each setting")
+    parser.add_argument("--rounds", type=int, default=30, help="ten calls of each setting in each")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     args = parser.parse_args()
