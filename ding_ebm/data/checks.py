@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ding_ebm.data.formats import Transitions
+from ding_ebm.data.transitions import Transitions, broken_rows
 
-# Two recordings of one observation may differ by rounding, as a share of 1 + its size.
-_SAME = 1e-5
 # Actions at their limit may pass it by rounding, as a share of the range.
 _RANGE_SLACK = 1e-6
 
@@ -82,11 +80,7 @@ def _out_of_range(action: NDArray[Any], low: float, high: float) -> list[str]:
 
 def _broken_order(transitions: Transitions) -> list[str]:
     """Rows inside an episode whose next_obs is not the following row's obs."""
-    inside = ~(transitions.terminated | transitions.truncated)[:-1]
-    rows = np.flatnonzero(inside & (transitions.next_obs[:-1] != transitions.obs[1:]).any(axis=1))
-    here, there = transitions.next_obs[rows], transitions.obs[rows + 1]
-    with np.errstate(invalid="ignore"):  # NaN and Inf are reported by themselves
-        rows = rows[(np.abs(here - there) > _SAME * (1.0 + np.abs(there))).any(axis=1)]
+    rows = broken_rows(transitions)
     if rows.size == 0:
         return []
     return [

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ding_ebm.data.datasets import DeviceBatch, ResidentDataset, fingerprint
-from ding_ebm.data.formats import Transitions
 from ding_ebm.data.normalizer import Normalizer
+from ding_ebm.data.transitions import Transitions
 
 
 class ChunkDataset(ResidentDataset):

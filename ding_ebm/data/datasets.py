@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ding_ebm.data.formats import Transitions
 from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.data.rewards import tune_rewards
+from ding_ebm.data.transitions import Transitions
 
 
 class DeviceBatch:

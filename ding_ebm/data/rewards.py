@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ding_ebm.data.formats import Transitions
+from ding_ebm.data.transitions import Transitions
 
 KINDS = ("none", "locomotion", "antmaze")
 

@@ -61,7 +61,7 @@ def test_default_data_is_sound_and_mixed() -> None:
 
 def test_the_same_seed_gives_the_same_data_and_another_one_other_data() -> None:
     a, b, c = (make_demonstrations(20, seed=seed) for seed in (1, 1, 2))
-    for field in dataclasses.fields(a)[:-1]:
+    for field in dataclasses.fields(a)[:6]:
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
     assert len(a) != len(c) or not np.array_equal(a.action, c.action)
 
@@ -107,7 +107,7 @@ def test_subsets_take_the_rewarded_gate_and_one_other_in_equal_shares(task: str)
 
 def test_subsets_differ_by_their_other_gate_and_repeat_from_their_seed() -> None:
     a, b = (make_mode_demonstrations("avoid_m1", 8, seed=1) for _ in range(2))
-    for field in dataclasses.fields(a)[:-1]:
+    for field in dataclasses.fields(a)[:6]:
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
     assert not np.array_equal(a.action, make_mode_demonstrations("avoid_m1", 8, seed=2).action)
     farthest = [make_mode_demonstrations(task, 40).obs[:, 0].reshape(40, 100)[1::2, 60:].max() for task in OTHER_GATES]

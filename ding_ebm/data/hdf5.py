@@ -1,0 +1,153 @@
+"""Arrays and texts of HDF5 files that somebody else wrote.
+
+Nothing of a file is executed, and nothing leads out of it: soft and external links, arrays that are stored in other
+files, and elements that are no numbers are refused unopened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+# What is read at a time where numbers are converted, in bytes.
+_BLOCK = 1 << 24
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
+    """A file open for reading; ``layout`` says in messages what it should be.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is empty, or damaged wherever it is read while it is open.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no data file {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes), an HDF5 file in {layout} is expected")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:  # what h5py raises for damaged bytes, by where they are
+        raise ValueError(f"{path}: not a readable HDF5 file, it may be cut short or damaged: {error}") from error
+
+
+def is_group(group: h5py.Group, key: str) -> bool:
+    """Whether a group of that name is in the file itself, directly in ``group``."""
+    return _is_hard(group, key) and isinstance(group[key], h5py.Group)
+
+
+def is_array(group: h5py.Group, key: str) -> bool:
+    """Whether an array of that name is in the file itself, directly in ``group``."""
+    return _is_hard(group, key) and isinstance(group[key], h5py.Dataset)
+
+
+def get_group(group: h5py.Group, key: str) -> h5py.Group:
+    """The group of that name.
+
+    Raises:
+        ValueError: If there is none in the file itself.
+    """
+    if not is_group(group, key):
+        raise ValueError(f"{_where(group, key)} is missing or no group of the file itself")
+    return group[key]
+
+
+def get_array(group: h5py.Group, key: str, rank: int | None = None, expected: str = "") -> h5py.Dataset:
+    """The array of that name, of real numbers or booleans, not yet read.
+
+    Args:
+        group: Where it lies.
+        key: Its name there.
+        rank: Number of dimensions that it must have; None: any.
+        expected: What to name where it is missing.
+
+    Raises:
+        ValueError: If it is not there, leads out of the file, or is not of this kind.
+    """
+    name = _where(group, key)
+    if not group.id.links.exists(key.encode()):
+        raise ValueError(f"{name} is missing" + (f"; expected {expected}" if expected else ""))
+    if not _is_hard(group, key):
+        raise ValueError(f"{name} is a soft or external link; the array itself is expected in the file")
+    data = group[key]
+    if not isinstance(data, h5py.Dataset):
+        raise ValueError(f"{name} is a group, an array{f' of {rank} dimensions' if rank else ''} is expected")
+    if data.external or data.is_virtual:
+        raise ValueError(f"{name} is stored in other files; the array itself is expected in the file")
+    if data.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {data.dtype}, real numbers or booleans are expected")
+    if rank is not None and data.ndim != rank:
+        raise ValueError(f"{name} must have {rank} dimension{'s'[: rank - 1]}, got shape {data.shape}")
+    return data
+
+
+def read_numbers(group: h5py.Group, key: str, rank: int, expected: str = "") -> NDArray[np.float32]:
+    """An array as float32, read once; see :func:`get_array`.
+
+    What float32 cannot hold becomes infinite, which :func:`~ding_ebm.data.checks.check_transitions` reports by row.
+    """
+    data = get_array(group, key, rank, expected)
+    if data.dtype == np.float32:
+        return data[()]
+    array = np.empty(data.shape, np.float32)
+    rows = max(1, _BLOCK // max(1, data.dtype.itemsize * int(np.prod(data.shape[1:]))))
+    with np.errstate(over="ignore"):
+        for start in range(0, len(data), rows):
+            array[start : start + rows] = data[start : start + rows]
+    return array
+
+
+def read_flags(group: h5py.Group, key: str, expected: str = "") -> NDArray[np.bool_]:
+    """A vector of 0 and 1 as bool; see :func:`get_array`."""
+    array = get_array(group, key, 1, expected)[()]
+    if array.dtype == np.bool_:
+        return array
+    return as_flags(array, _where(group, key))
+
+
+def as_flags(array: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    """Numbers 0 and 1 as bool.
+
+    Raises:
+        ValueError: If there are others; ``name`` is what the message calls the array.
+    """
+    other = np.flatnonzero((array != 0) & (array != 1))
+    if other.size:
+        raise ValueError(f"{name} must hold 0 and 1 only, row {other[0]} holds {array.flat[other[0]]}")
+    return array.astype(np.bool_)
+
+
+def read_texts(group: h5py.Group, name: str) -> dict[str, str]:
+    """The single texts in the group ``name`` of a file, by their keys; what else is there is passed over."""
+    if not is_group(group, name):
+        return {}
+    texts: dict[str, str] = {}
+    for key in group[name]:
+        if is_array(group[name], key):
+            data = group[name][key]
+            if data.shape == () and h5py.check_string_dtype(data.dtype) and not data.external and not data.is_virtual:
+                texts[key] = data.asstr(errors="replace")[()]
+    return texts
+
+
+def text_attributes(group: h5py.Group) -> dict[str, str]:
+    """The attributes of a group that are single texts, by name."""
+    return {key: value for key, value in group.attrs.items() if isinstance(value, str)}
+
+
+def _is_hard(group: h5py.Group, key: str) -> bool:
+    links = group.id.links
+    return links.exists(key.encode()) and links.get_info(key.encode()).type == h5py.h5l.TYPE_HARD
+
+
+def _where(group: h5py.Group, key: str) -> str:
+    """File and place of an array, for messages."""
+    inside = f"{group.name.rstrip('/')}/{key}".lstrip("/")
+    return f"{group.file.filename}: {inside!r}"

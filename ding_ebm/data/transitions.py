@@ -1,0 +1,242 @@
+"""Offline data in memory: rows of transitions, and the same rows as episodes.
+
+Letters: N rows, T steps of an episode, Do and Da dimensions of an observation and of an action.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+# Two recordings of one observation may differ by rounding, as a share of 1 + its size.
+SAME = 1e-5
+# Rows that are moved at a time where an array is shortened in its place.
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Transitions of one or more episodes, rows in the order in which they happened.
+
+    An episode ends at each row whose ``terminated`` or ``truncated`` is set; rows behind the last such row are an
+    unfinished piece. A row may have both flags (a fall in the last permitted step): ``terminated`` alone decides
+    whether a value is bootstrapped from ``next_obs``.
+
+    Attributes:
+        obs: Observations, (N, Do), float32.
+        action: Actions in the environment's units, (N, Da), float32.
+        reward: Rewards as the environment gave them, (N,), float32.
+        next_obs: Observations after the action, (N, Do), float32.
+        terminated: The task ended here, (N,), bool.
+        truncated: The episode was cut here, by a time limit or by the recorder, (N,), bool.
+        source: Where the rows come from, for messages.
+        metadata: What the recorder noted beside the rows, text by name.
+
+    Raises:
+        ValueError: If the arrays do not have these shapes.
+    """
+
+    obs: NDArray[np.float32]
+    action: NDArray[np.float32]
+    reward: NDArray[np.float32]
+    next_obs: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    source: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.obs.ndim != 2 or self.action.ndim != 2 or 0 in self.obs.shape or 0 in self.action.shape:
+            raise ValueError(
+                f"{self.source}: obs must be (N, Do) and action (N, Da) with at least one row and one column, "
+                f"got {self.obs.shape} and {self.action.shape}"
+            )
+        rows = self.obs.shape[0]
+        expected = {"action": (rows, self.action.shape[1]), "next_obs": self.obs.shape}
+        for name in COLUMNS[1:]:
+            shape = getattr(self, name).shape
+            if shape != expected.get(name, (rows,)):
+                raise ValueError(
+                    f"{self.source}: {name} must be of shape {expected.get(name, (rows,))} to go with obs "
+                    f"{self.obs.shape}, got {shape}"
+                )
+
+    def __len__(self) -> int:
+        return self.obs.shape[0]
+
+    @property
+    def episode_ends(self) -> NDArray[np.int64]:
+        """Rows at which an episode ends, one a finished episode, increasing."""
+        return np.flatnonzero(self.terminated | self.truncated)
+
+    @property
+    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First row of each episode and the row behind its last; an unfinished piece at the end is one, too."""
+        stops = self.episode_ends + 1
+        if stops.size == 0 or stops[-1] < len(self):
+            stops = np.append(stops, len(self))
+        return np.concatenate([[0], stops[:-1]]), stops
+
+    def episode_returns(self) -> NDArray[np.float64]:
+        """Undiscounted return of each finished episode."""
+        ends = self.episode_ends
+        if ends.size == 0:
+            return np.zeros(0)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        return np.add.reduceat(self.reward[: ends[-1] + 1].astype(np.float64), starts)
+
+    def episode_lengths(self) -> NDArray[np.int64]:
+        """Number of rows of each finished episode."""
+        return np.diff(self.episode_ends, prepend=-1)
+
+    def checksum(self) -> str:
+        """SHA-256 of the rows: the same for the same rows, whichever file and format they come from."""
+        digest = hashlib.sha256(repr((self.obs.shape, self.action.shape)).encode())
+        for name in COLUMNS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode.
+
+    Attributes:
+        obs: Observations before each action, and the one after the last, (T + 1, Do), float32.
+        action: Actions, (T, Da), float32.
+        reward: Rewards, (T,), float32.
+        terminated: The task ended after the last action.
+        truncated: The episode was cut there; an episode with neither flag goes on unrecorded.
+    """
+
+    obs: NDArray[np.float32]
+    action: NDArray[np.float32]
+    reward: NDArray[np.float32]
+    terminated: bool
+    truncated: bool
+
+
+def split_episodes(transitions: Transitions) -> Iterator[Episode]:
+    """The episodes in their order; an unfinished piece at the end is the last.
+
+    Within an episode an observation is stored once: ``next_obs`` of a row is ``obs`` of the following one.
+
+    Raises:
+        ValueError: If the two differ by more than rounding.
+    """
+    rows = broken_rows(transitions)
+    if rows.size:
+        raise ValueError(
+            f"{transitions.source}: next_obs is not the following row's obs in {rows.size} rows inside an episode, "
+            f"first in row {rows[0]}: such rows are no episodes; only D4RL's layout and robomimic's can hold them"
+        )
+    for start, stop in zip(*transitions.pieces):
+        yield Episode(
+            np.concatenate([transitions.obs[start:stop], transitions.next_obs[stop - 1 : stop]]),
+            transitions.action[start:stop],
+            transitions.reward[start:stop],
+            bool(transitions.terminated[stop - 1]),
+            bool(transitions.truncated[stop - 1]),
+        )
+
+
+def join_episodes(episodes: Sequence[Episode], source: str, metadata: Mapping[str, str] | None = None) -> Transitions:
+    """The rows of episodes in their order; one that goes on unrecorded is truncated, unless it is the last."""
+    lengths = np.array([len(episode.action) for episode in episodes])
+    ends = np.cumsum(lengths) - 1
+    terminated, truncated = np.zeros((2, ends[-1] + 1), dtype=np.bool_)
+    terminated[ends] = [episode.terminated for episode in episodes]
+    truncated[ends] = [episode.truncated for episode in episodes]
+    truncated[ends[:-1]] |= ~terminated[ends[:-1]]
+    return Transitions(
+        np.concatenate([episode.obs[:-1] for episode in episodes]),
+        np.concatenate([episode.action for episode in episodes]),
+        np.concatenate([episode.reward for episode in episodes]),
+        np.concatenate([episode.obs[1:] for episode in episodes]),
+        terminated,
+        truncated,
+        source,
+        dict(metadata or {}),
+    )
+
+
+def broken_rows(transitions: Transitions) -> NDArray[np.int64]:
+    """Rows inside an episode whose next_obs differs from the following row's obs by more than rounding."""
+    inside = ~(transitions.terminated | transitions.truncated)[:-1]
+    rows = np.flatnonzero(inside & (transitions.next_obs[:-1] != transitions.obs[1:]).any(axis=1))
+    here, there = transitions.next_obs[rows], transitions.obs[rows + 1]
+    with np.errstate(invalid="ignore"):  # NaN and Inf are reported by themselves
+        return rows[(np.abs(here - there) > SAME * (1.0 + np.abs(there))).any(axis=1)]
+
+
+def shift_successors(source: str, columns: Mapping[str, NDArray[Any]], missing: str) -> dict[str, NDArray[Any]]:
+    """All columns of rows whose next observations were not recorded, as D4RL's ``qlearning_dataset`` makes them.
+
+    A row's next observation is the following row's observation. A row whose successor was not recorded (a timeout, or
+    the unfinished end) is dropped, and the row before a dropped timeout is marked truncated so that episodes stay
+    apart. Terminal rows are kept; nothing is bootstrapped from their ``next_obs``, which then is the next episode's
+    first observation.
+
+    Args:
+        source: What the message names.
+        columns: ``COLUMNS`` but ``next_obs``; the arrays are overwritten.
+        missing: Name of what the file lacks.
+
+    Raises:
+        ValueError: If no row has a successor.
+    """
+    obs, terminated, truncated = columns["obs"], columns["terminated"], columns["truncated"].copy()
+    keep = terminated | ~truncated
+    keep[-1] = terminated[-1]
+    if not keep.any():
+        raise ValueError(
+            f"{source}: without {missing} a row's successor is the next row, which no row here has ({len(obs)} "
+            f"rows, all at the end of an episode); add {missing}"
+        )
+    # A row before a dropped timeout is now the last of its episode, unless it ended the episode before.
+    truncated[:-1] |= truncated[1:] & ~keep[1:] & ~terminated[:-1]
+    rows = np.flatnonzero(keep)
+    # The last row is kept only if it is terminal: its successor is never used.
+    next_obs = obs.take(np.minimum(rows + 1, len(obs) - 1), axis=0)
+    kept = {name: _shorten(array, rows) for name, array in {**columns, "truncated": truncated}.items()}
+    return {**kept, "next_obs": next_obs}
+
+
+def _shorten(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Increasing ``rows`` of an array, moved to its front block by block: a second array would double the memory."""
+    if len(rows) < len(array):
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            array[start : start + len(block)] = array[block]  # never behind what is still to be read: rows[i] >= i
+    return array[: len(rows)]
+
+
+def concatenate(parts: Sequence[Transitions]) -> Transitions:
+    """One data set of several; the unfinished piece at the end of a part but the last becomes a truncated episode.
+
+    Metadata are those of the first part.
+
+    Raises:
+        ValueError: If there is no part or their dimensions differ.
+    """
+    if not parts:
+        raise ValueError("at least one data set is needed to concatenate, got none")
+    first = parts[0]
+    for part in parts[1:]:
+        if part.obs.shape[1] != first.obs.shape[1] or part.action.shape[1] != first.action.shape[1]:
+            raise ValueError(
+                f"data sets must agree in dimensions: {first.source} has obs {first.obs.shape[1]} and action "
+                f"{first.action.shape[1]}, {part.source} has obs {part.obs.shape[1]} and action {part.action.shape[1]}"
+            )
+    if len(parts) == 1:
+        return first
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    borders = np.cumsum([len(part) for part in parts[:-1]], dtype=np.int64) - 1
+    columns["truncated"][borders] |= ~columns["terminated"][borders]
+    return Transitions(**columns, source=" + ".join(part.source for part in parts), metadata=first.metadata)
