@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
+from ding_ebm.data.files import new_file
 from ding_ebm.data.hdf5 import open_hdf5, read_flags, read_numbers, read_texts
 from ding_ebm.data.transitions import Transitions, shift_successors
 
@@ -52,13 +53,11 @@ def write_d4rl_hdf5(path: str | Path, transitions: Transitions) -> None:
 
     It appears under its name only when it is complete.
     """
-    part = Path(f"{path}.part")
-    with h5py.File(part, "w") as file:
+    with new_file(path) as part, h5py.File(part, "w") as file:
         for key, column in KEYS.items():
             file.create_dataset(key, data=getattr(transitions, column), compression="gzip")
         for key, text in transitions.metadata.items():
             file.require_group("metadata").create_dataset(key, data=text)
-    part.replace(path)
 
 
 def _read_columns(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:

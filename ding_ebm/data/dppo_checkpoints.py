@@ -11,7 +11,6 @@ Letters: To observation history, Tp predicted actions, Do observation, Da action
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ding_ebm.data.dppo_layout import (
@@ -30,14 +28,12 @@ from ding_ebm.data.dppo_layout import (
     translate,
     unet_arguments,
 )
+from ding_ebm.data.dppo_npz import EPSILON, read_ranges
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.diffusion_mlp import DiffusionMLP
 from ding_ebm.model.unet import Unet1D
 
 WEIGHTS = ("ema", "model")
-NORMALIZATION = ("obs_min", "obs_max", "action_min", "action_max")
-# Added to a range before it divides, as the reference does.
-_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -258,30 +254,10 @@ def _read_normalization(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor
 
     It maps observations to 2 (o - min) / (max - min + 1e-6) - 1, and actions back to min + (max - min) (a + 1) / 2.
     """
-    obs_min, obs_max, action_min, action_max = _read_ranges(path)
-    obs_scale = 0.5 * (obs_max - obs_min + _EPSILON)
+    obs_min, obs_max, action_min, action_max = read_ranges(path).values()
+    obs_scale = 0.5 * (obs_max - obs_min + EPSILON)
     # A constant action would have a scale of zero, which has no inverse.
-    action_scale = 0.5 * np.maximum(action_max - action_min, _EPSILON)
+    action_scale = 0.5 * np.maximum(action_max - action_min, EPSILON)
     obs = dict(shift=torch.from_numpy(obs_min + obs_scale).float(), scale=torch.from_numpy(obs_scale).float())
     shift = torch.from_numpy(0.5 * (action_min + action_max)).float()
     return obs, dict(shift=shift, scale=torch.from_numpy(action_scale).float())
-
-
-def _read_ranges(path: Path) -> list[NDArray[np.float64]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the reference keeps normalization.npz beside its data")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: np.asarray(file[key], np.float64) for key in NORMALIZATION if key in file}
-    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an npz file of plain arrays: {error}") from error
-    missing = [key for key in NORMALIZATION if key not in arrays]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; a normalization has {', '.join(NORMALIZATION)}")
-    for low, high in (NORMALIZATION[:2], NORMALIZATION[2:]):
-        shapes = arrays[low].shape, arrays[high].shape
-        if len(shapes[0]) != 1 or shapes[0] != shapes[1] or not arrays[low].size:
-            raise ValueError(f"{path}: {low} and {high} must be of one shape (D,), got {shapes[0]} and {shapes[1]}")
-        if not (np.isfinite(arrays[high] - arrays[low]) & (arrays[low] <= arrays[high])).all():
-            raise ValueError(f"{path}: {low} must be finite and nowhere above {high}")
-    return [arrays[key] for key in NORMALIZATION]

@@ -38,6 +38,19 @@ def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
         raise ValueError(f"{path}: not a readable HDF5 file, it may be cut short or damaged: {error}") from error
 
 
+def keys_of(group: h5py.Group) -> list[str]:
+    """Names of what is directly in a group.
+
+    Raises:
+        ValueError: If one is no text.
+    """
+    keys = list(group)
+    for key in keys:
+        if not isinstance(key, str):
+            raise ValueError(f"{group.file.filename}: {key!r} in {group.name} is not text; the file may be damaged")
+    return keys
+
+
 def is_group(group: h5py.Group, key: str) -> bool:
     """Whether a group of that name is in the file itself, directly in ``group``."""
     return _is_hard(group, key) and isinstance(group[key], h5py.Group)
@@ -129,12 +142,21 @@ def read_texts(group: h5py.Group, name: str) -> dict[str, str]:
     if not is_group(group, name):
         return {}
     texts: dict[str, str] = {}
-    for key in group[name]:
+    for key in keys_of(group[name]):
         if is_array(group[name], key):
             data = group[name][key]
             if data.shape == () and h5py.check_string_dtype(data.dtype) and not data.external and not data.is_virtual:
                 texts[key] = data.asstr(errors="replace")[()]
     return texts
+
+
+def read_names(group: h5py.Group, key: str) -> list[str]:
+    """A vector of texts; see :func:`get_array` for what is refused."""
+    if not is_array(group, key) or not h5py.check_string_dtype(group[key].dtype) or group[key].ndim != 1:
+        raise ValueError(f"{_where(group, key)} is no list of texts in the file itself")
+    if group[key].external or group[key].is_virtual:
+        raise ValueError(f"{_where(group, key)} is stored in other files; the list itself is expected in the file")
+    return [str(name) for name in group[key].asstr(errors="replace")[()]]
 
 
 def text_attributes(group: h5py.Group) -> dict[str, str]:

@@ -6,7 +6,7 @@ Letters: N rows, T steps of an episode, Do and Da dimensions of an observation a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,55 +105,61 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode.
+    """One episode, in which an observation is stored once.
 
     Attributes:
         obs: Observations before each action, and the one after the last, (T + 1, Do), float32.
         action: Actions, (T, Da), float32.
         reward: Rewards, (T,), float32.
-        terminated: The task ended after the last action.
-        truncated: The episode was cut there; an episode with neither flag goes on unrecorded.
+        terminated: The task ended here, (T,), bool.
+        truncated: The episode was cut here, (T,), bool.
     """
 
     obs: NDArray[np.float32]
     action: NDArray[np.float32]
     reward: NDArray[np.float32]
-    terminated: bool
-    truncated: bool
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
 
 
-def split_episodes(transitions: Transitions) -> Iterator[Episode]:
+def split_episodes(transitions: Transitions) -> list[Episode]:
     """The episodes in their order; an unfinished piece at the end is the last.
 
-    Within an episode an observation is stored once: ``next_obs`` of a row is ``obs`` of the following one.
-
     Raises:
-        ValueError: If the two differ by more than rounding.
+        ValueError: If ``next_obs`` of a row inside an episode is not ``obs`` of the following one, up to rounding.
     """
     rows = broken_rows(transitions)
     if rows.size:
         raise ValueError(
             f"{transitions.source}: next_obs is not the following row's obs in {rows.size} rows inside an episode, "
-            f"first in row {rows[0]}: such rows are no episodes; only D4RL's layout and robomimic's can hold them"
+            f"first in row {rows[0]}: such rows are no episodes; only the formats d4rl and robomimic can hold them"
         )
+    episodes = []
     for start, stop in zip(*transitions.pieces):
-        yield Episode(
-            np.concatenate([transitions.obs[start:stop], transitions.next_obs[stop - 1 : stop]]),
-            transitions.action[start:stop],
-            transitions.reward[start:stop],
-            bool(transitions.terminated[stop - 1]),
-            bool(transitions.truncated[stop - 1]),
-        )
+        obs = np.concatenate([transitions.obs[start:stop], transitions.next_obs[stop - 1 : stop]])
+        rest = (getattr(transitions, name)[start:stop] for name in ("action", "reward", "terminated", "truncated"))
+        episodes.append(Episode(obs, *rest))
+    return episodes
 
 
 def join_episodes(episodes: Sequence[Episode], source: str, metadata: Mapping[str, str] | None = None) -> Transitions:
-    """The rows of episodes in their order; one that goes on unrecorded is truncated, unless it is the last."""
-    lengths = np.array([len(episode.action) for episode in episodes])
-    ends = np.cumsum(lengths) - 1
-    terminated, truncated = np.zeros((2, ends[-1] + 1), dtype=np.bool_)
-    terminated[ends] = [episode.terminated for episode in episodes]
-    truncated[ends] = [episode.truncated for episode in episodes]
-    truncated[ends[:-1]] |= ~terminated[ends[:-1]]
+    """The rows of episodes in their order; one that goes on unrecorded is truncated, unless it is the last.
+
+    Raises:
+        ValueError: If the episodes differ in dimensions, or there are none.
+    """
+    if not episodes:
+        raise ValueError(f"{source}: there are no episodes, at least one is expected")
+    for name in ("obs", "action"):
+        sizes = [getattr(episode, name).shape[1] for episode in episodes]
+        if min(sizes) != max(sizes):
+            at = next(i for i, size in enumerate(sizes) if size != sizes[0])
+            raise ValueError(
+                f"{source}: {name} has {sizes[0]} columns in the first episode and {sizes[at]} in number {at}"
+            )
+    terminated = np.concatenate([episode.terminated for episode in episodes])
+    truncated = np.concatenate([episode.truncated for episode in episodes])
+    end_episodes(terminated, truncated, np.array([len(episode.action) for episode in episodes]))
     return Transitions(
         np.concatenate([episode.obs[:-1] for episode in episodes]),
         np.concatenate([episode.action for episode in episodes]),
@@ -164,6 +170,12 @@ def join_episodes(episodes: Sequence[Episode], source: str, metadata: Mapping[st
         source,
         dict(metadata or {}),
     )
+
+
+def end_episodes(terminated: NDArray[np.bool_], truncated: NDArray[np.bool_], lengths: NDArray[np.int64]) -> None:
+    """Set ``truncated``, (N,), where an episode of the given lengths ends without a flag; but not in the last row."""
+    ends = np.cumsum(lengths)[:-1] - 1
+    truncated[ends] |= ~terminated[ends]
 
 
 def broken_rows(transitions: Transitions) -> NDArray[np.int64]:
