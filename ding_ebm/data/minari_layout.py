@@ -28,7 +28,12 @@ from ding_ebm.data.transitions import Episode, Transitions, join_episodes, split
 MAIN_FILE = "main_data.hdf5"
 _METADATA_FILE = "metadata.json"
 # What is written of a data set itself, not by its recorder.
-_OWN = ("total_episodes", "total_steps", "data_format", "observation_space", "action_space", "dataset_id")
+_OWN = (
+    *("total_episodes", "total_steps", "data_format", "observation_space", "action_space"),
+    *("dataset_id", "dataset_size", "minari_version"),
+)
+# The version whose layout is written, without which Minari does not load a data set.
+_VERSION = "0.5.3"
 
 
 def find_main_file(path: Path) -> Path | None:
@@ -82,6 +87,7 @@ def write_minari_folder(path: str | Path, transitions: Transitions) -> None:
         "observation_space": _space(transitions.obs),
         "action_space": _space(transitions.action),
         "dataset_id": Path(path).name,
+        "minari_version": _VERSION,
     }
     with new_folder(path) as part:
         (part / "data").mkdir()

@@ -98,7 +98,7 @@ def test_a_successor_that_differs_by_rounding_becomes_the_next_rows_observation(
 @pytest.mark.parametrize("name", ["dppo", "minari", "episodes"])
 def test_rows_that_are_no_episodes_are_refused(tmp_path: Path, data: Transitions, name: str) -> None:
     shuffled = dataclasses.replace(data, next_obs=data.next_obs[::-1].copy())
-    with pytest.raises(ValueError, match="not the following row's obs in 29 rows inside an episode, first in row 0"):
+    with pytest.raises(ValueError, match="not the following row's obs in 28 rows inside an episode, first in row 0"):
         write_data(tmp_path / NAMES[name], shuffled, name)
     assert not list(tmp_path.iterdir())
     for other in ("d4rl", "robomimic"):
@@ -403,6 +403,7 @@ def test_what_is_written_for_minari_is_what_its_reader_expects(tmp_path: Path, d
     write_data(tmp_path / "test" / "random-v0", data, "minari")
     metadata = json.loads((tmp_path / "test" / "random-v0" / "data" / "metadata.json").read_text())
     assert (metadata["total_episodes"], metadata["total_steps"], metadata["data_format"]) == (6, 34, "hdf5")
+    assert metadata["minari_version"] == "0.5.3"  # Minari asks for it
     assert json.loads(metadata["action_space"])["shape"] == [2]
     with h5py.File(tmp_path / "test" / "random-v0" / "data" / "main_data.hdf5", "r") as file:
         assert file["episode_0/observations"].shape == (8, 3) and file["episode_5/actions"].shape == (3, 2)
@@ -416,7 +417,7 @@ def test_what_is_written_for_minari_is_what_its_reader_expects(tmp_path: Path, d
         ("episode_2/rewards", np.zeros(5), "must have one observation more than actions.*got 7, 6, 5, 6, 6"),
         ("episode_2/terminations", None, "'episode_2/terminations' is missing"),
         ("episode_2/actions", np.zeros(6), "'episode_2/actions' must have 2 dimensions"),
-        ("episode_2/actions", np.zeros((6, 3)), "action has 2 columns in the first episode but 3 in episode 2"),
+        ("episode_2/actions", np.zeros((6, 3)), "action has 2 columns in the first episode and 3 in number 2"),
         ("episode_2/observations/observation", np.zeros((5, 4)), "observations have different lengths: 7, 5"),
         ("episode_2/observations/observation", None, "'episode_2/observations/observation' is missing; expected one"),
         ("episode_2", h5py.ExternalLink("other.hdf5", "/x"), "'episode_2' is missing or no group of the file itself"),
@@ -464,7 +465,7 @@ def test_episodes_by_hand_are_read_in_the_order_of_their_numbers(tmp_path: Path)
         (dict(observations=np.zeros((3, 3))), r"'observations' must be numbers of shape \(4, \*\), got .* \(3, 3\)"),
         (dict(terminated=np.zeros(2)), "'terminated' must hold one flag or one for each of 3 rows"),
         (dict(terminated=0.5), "'terminated' must hold 0 and 1 only"),
-        (dict(actions=np.zeros((3, 1))), "action has 2 columns in the first episode but 1 in episode 1"),
+        (dict(actions=np.zeros((3, 1))), "action has 2 columns in the first episode and 1 in number 1"),
         (dict(actions=np.zeros((0, 2))), "'actions' must be numbers of shape"),
     ],
 )
