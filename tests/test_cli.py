@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import torch
 
 from ding_ebm import __version__
 from ding_ebm.cli import main
-from ding_ebm.data.formats import read_d4rl_hdf5, write_d4rl_hdf5
+from ding_ebm.cli.data import FORMAT_NAMES
+from ding_ebm.data.formats import FORMATS, read_d4rl_hdf5, write_d4rl_hdf5
 from ding_ebm.envs.avoid_demos import make_demonstrations
 from ding_ebm.envs.registry import TASKS
 from ding_ebm.evaluation.results import COLUMNS, append_results, make_result, read_results
@@ -168,6 +170,51 @@ def test_a_task_that_is_not_there_is_refused_with_the_nearest(capsys, data_file)
 
 def test_a_missing_file_is_refused(capsys, tmp_path):
     assert "nothing.hdf5" in refused(capsys, "data", "check", str(tmp_path / "nothing.hdf5"))
+
+
+def test_a_data_set_is_converted_and_described_wherever_it_lies(capsys, data_file, tmp_path, monkeypatch):
+    rows = read_d4rl_hdf5(data_file)
+    targets = {"dppo": "new/rows.npz", "robomimic": "robot.hdf5", "minari": "avoid-v0", "episodes": "folder"}
+    monkeypatch.setenv("DING_EBM_DATA", str(tmp_path))
+    for name, target in targets.items():
+        assert main(["data", "convert", str(data_file), str(tmp_path / target), "--to", name]) == 0
+        said = capsys.readouterr().out
+        assert f"as {name}, " in said and f"sum       {rows.checksum()}, as read\n" in said
+        assert main(["data", "info", target]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert f"sum       {rows.checksum()}" in lines
+        assert any(line.startswith(f"format    {name}, ") for line in lines)
+        column = rows.action[:, 1]
+        shown = [float(cell) for cell in lines[-1].split()[2:]]
+        np.testing.assert_allclose(shown, [f(column) for f in (np.min, np.mean, np.max, np.std)], rtol=1e-4)
+        assert main(["data", "check", target, "--task", "avoid"]) == 0
+        capsys.readouterr()
+
+
+def test_a_conversion_that_moves_values_says_so(capsys, data_file, tmp_path):
+    rows = read_d4rl_hdf5(data_file)
+    next_obs = rows.next_obs.copy()
+    next_obs[3] = np.nextafter(next_obs[3], np.float32(9))
+    write_d4rl_hdf5(tmp_path / "moved.hdf5", dataclasses.replace(rows, next_obs=next_obs))
+    assert main(["data", "convert", str(tmp_path / "moved.hdf5"), str(tmp_path / "f"), "--to", "episodes"]) == 0
+    said = capsys.readouterr().out
+    assert f"sum       {rows.checksum()}; " in said and "The rows differ by rounding" in said
+
+
+def test_options_of_reading_reach_the_reader(capsys, data_file, tmp_path):
+    assert main(["data", "convert", str(data_file), str(tmp_path / "robot.hdf5"), "--to", "robomimic"]) == 0
+    arguments = ["data", "info", str(tmp_path / "robot.hdf5")]
+    assert main([*arguments, "--obs-keys", "state"]) == 0
+    assert "no observation 'object'; found state" in refused(capsys, *arguments, "--obs-keys", "object")
+    assert "there is no split 'train'" in refused(capsys, *arguments, "--split", "train")
+    assert "'observations' is missing" in refused(capsys, *arguments, "--from", "d4rl")
+    assert "has no option normalization" in refused(capsys, *arguments, "--normalization", "none")
+    assert "--to" in refused(capsys, "data", "convert", str(data_file), str(tmp_path / "folder"))
+    assert "exists" in refused(capsys, "data", "convert", str(data_file), str(data_file))
+
+
+def test_the_formats_of_the_command_line_are_those_of_the_table():
+    assert tuple(FORMATS) == FORMAT_NAMES
 
 
 def test_an_evaluation_prints_a_table_and_appends_rows(capsys, run, tmp_path):

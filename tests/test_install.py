@@ -100,7 +100,7 @@ def test_the_version_is_the_same_everywhere(distribution):
 
 def test_the_command_line_tool_is_declared(distribution):
     assert distribution.entry_points == {"console_scripts": ["ding-ebm = ding_ebm.cli:main"]}
-    assert (ROOT / "ding_ebm" / "cli.py").is_file()
+    assert (ROOT / "ding_ebm" / "cli" / "__main__.py").is_file()
 
 
 def test_every_folder_of_the_packages_is_a_package(distribution):

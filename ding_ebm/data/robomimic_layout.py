@@ -60,8 +60,8 @@ def read_robomimic_hdf5(
 
     Args:
         path: The file.
-        obs_keys: Keys whose columns make an observation, in this order. None: those of ``STATE_KEYS`` that are there
-            if the file is of a robot, else all.
+        obs_keys: Keys whose columns make an observation, in this order. None: those that the file was written from
+            here, else those of ``STATE_KEYS`` that are there if it is of a robot, else all.
         leave_out_images: Whether there may be images where ``obs_keys`` does not say what to read.
         split: Name of a list of demonstrations in the file's ``mask``, as ``train``; None: all.
 
@@ -73,7 +73,8 @@ def read_robomimic_hdf5(
     with open_hdf5(path, "robomimic's layout") as file:
         data = get_group(file, "data")
         demos = [get_group(data, name) for name in _demo_names(file, split)]
-        sizes = _choose(demos[0], obs_keys, leave_out_images)
+        noted = list(_key_sizes(text_attributes(data).get(_KEYS, "")))
+        sizes = _choose(demos[0], obs_keys or noted or None, leave_out_images)
         columns, lengths = _read_columns(demos, sizes)
         metadata = {**text_attributes(data), _KEYS: ", ".join(f"{key} {size}" for key, size in sizes.items())}
     end_episodes(columns["terminated"], columns["truncated"], lengths)
@@ -88,14 +89,14 @@ def write_robomimic_hdf5(path: str | Path, transitions: Transitions) -> None:
     Observations that were read from such a file get their keys again; others get the key ``state``. For robomimic to
     train on the file, ``env_args`` must be among the metadata. It appears under its name only when it is complete.
     """
-    metadata = dict(transitions.metadata)
-    sizes = {key: int(size) for key, size in re.findall(r"([^\s,]+) (\d+)", metadata.pop(_KEYS, ""))}
+    sizes = _key_sizes(transitions.metadata.get(_KEYS, ""))
     if sum(sizes.values()) != transitions.obs.shape[1]:
         sizes = {_FLAT_KEY: transitions.obs.shape[1]}
     borders = np.cumsum([0, *sizes.values()])
     with new_file(path) as part, h5py.File(part, "w") as file:
         data = file.create_group("data")
-        data.attrs.update({**metadata, "total": len(transitions)})
+        keys = ", ".join(f"{key} {size}" for key, size in sizes.items())
+        data.attrs.update({**transitions.metadata, _KEYS: keys, "total": len(transitions)})
         for number, (start, stop) in enumerate(zip(*transitions.pieces)):
             demo = data.create_group(f"demo_{number}")
             demo.attrs.update(num_samples=stop - start, truncated=transitions.truncated[stop - 1])
@@ -105,6 +106,11 @@ def write_robomimic_hdf5(path: str | Path, transitions: Transitions) -> None:
             for group, array in (("obs", transitions.obs), ("next_obs", transitions.next_obs)):
                 for key, low, high in zip(sizes, borders[:-1], borders[1:]):
                     demo[f"{group}/{key}"] = array[start:stop, low:high]
+
+
+def _key_sizes(text: str) -> dict[str, int]:
+    """Keys and sizes from what the metadata say of them: ``robot0_eef_pos 3, object 10``."""
+    return {key: int(size) for key, size in re.findall(r"([^\s,]+) (\d+)", text)}
 
 
 def _demo_names(file: h5py.File, split: str | None) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ding_ebm.data.checks import check_transitions
 from ding_ebm.data.chunks import ChunkDataset
-from ding_ebm.data.formats import find_data_file, read_d4rl_hdf5
+from ding_ebm.data.formats import find_data_file, read_data
 from ding_ebm.energy.diagnostics import AlphaSweep, ErrorProfile, alpha_sweep, error_profile, landscape, plane
 from ding_ebm.energy.line_search import EnergyFn, Rescaled
 from ding_ebm.envs.registry import TASKS
@@ -124,7 +124,7 @@ def read_rows(energy: TrainedEnergy, data: str | Path, count: int, seed: int) ->
         FileNotFoundError: If there is no such file.
         ValueError: If it is not of the energy's task, or too short for its chunks.
     """
-    transitions = read_d4rl_hdf5(find_data_file(data))
+    transitions = read_data(find_data_file(data))
     task = TASKS.get(energy.task)
     action_range = None if task is None else task.action_range
     check_transitions(transitions, energy.obs_dim, energy.action_dim, action_range)

@@ -10,7 +10,7 @@ from easydict import EasyDict
 from ding_ebm.data.checks import check_transitions
 from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.datasets import OfflineDataset
-from ding_ebm.data.formats import Transitions, concatenate, find_data_file, read_d4rl_hdf5
+from ding_ebm.data.formats import Transitions, concatenate, find_data_file, read_data
 from ding_ebm.envs.registry import get_task
 from ding_ebm.host.checks import check_run
 
@@ -51,7 +51,7 @@ def _read(cfg: EasyDict) -> Transitions:
         known = ", ".join(sorted({file for files in task.data_sets.values() for file in files}))
         raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {known}")
     names = [collect.data_path] if isinstance(collect.data_path, str) else list(collect.data_path)
-    transitions = concatenate([read_d4rl_hdf5(path) for path in [find_data_file(name) for name in names]])
+    transitions = concatenate([read_data(path) for path in [find_data_file(name) for name in names]])
     check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
     return transitions
 

@@ -267,7 +267,7 @@ def test_demonstrations_are_read_in_dppos_order_of_keys(robot_file: Path) -> Non
 
 
 def test_keys_and_a_split_are_chosen_and_written_again(robot_file: Path, tmp_path: Path) -> None:
-    read = read_data(robot_file, obs_keys=["joints", "object"], split="train")
+    read = read_data(robot_file, obs_keys=["object", "joints"], split="train")
     assert read.episode_lengths().tolist() == [7, 15]
     write_data(tmp_path / "again.hdf5", read, "robomimic")
     with h5py.File(tmp_path / "again.hdf5", "r") as new, h5py.File(robot_file, "r") as old:
@@ -275,7 +275,7 @@ def test_keys_and_a_split_are_chosen_and_written_again(robot_file: Path, tmp_pat
         np.testing.assert_array_equal(new["data/demo_1/obs/object"], old["data/demo_10/obs/object"][()].astype("f4"))
         assert new["data"].attrs["total"] == 22 and new["data/demo_1"].attrs["num_samples"] == 15
         assert new["data"].attrs["env_args"] == old["data"].attrs["env_args"]
-    assert_same(read_data(tmp_path / "again.hdf5", obs_keys=["joints", "object"]), read)
+    assert_same(read_data(tmp_path / "again.hdf5"), read)
 
 
 def test_demonstrations_without_a_done_are_cut_and_keep_their_last_step(robot_file: Path) -> None:

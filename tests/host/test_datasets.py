@@ -67,7 +67,7 @@ def test_a_config_is_refused_before_any_file_is_read(make_cfg, monkeypatch):
     def fail(*args: object) -> None:
         raise AssertionError("a file was read")
 
-    for name in ("find_data_file", "read_d4rl_hdf5"):
+    for name in ("find_data_file", "read_data"):
         monkeypatch.setattr(datasets, name, fail)
     with pytest.raises(ConfigError, match="batch_sizes"):
         create_dataset(make_cfg(dict(policy=dict(learn=dict(batch_sizes=3)))))

@@ -133,7 +133,7 @@ def test_09_support_actions_are_drawn_once_in_a_run(make_policy, dataset, run, m
 
 def test_10_an_epoch_is_as_many_rows_as_the_config_says(make_cfg, make_transitions, monkeypatch):
     monkeypatch.setattr("ding_ebm.host.datasets.find_data_file", lambda name: name)
-    monkeypatch.setattr("ding_ebm.host.datasets.read_d4rl_hdf5", lambda path: make_transitions())
+    monkeypatch.setattr("ding_ebm.host.datasets.read_data", lambda path: make_transitions())
     monkeypatch.setattr("ding_ebm.host.datasets.check_transitions", lambda *args: None)
     cfg = make_cfg(
         dict(policy=dict(learn=dict(iterations_per_epoch=7, batch_size=20), eval=dict(evaluator=dict(eval_freq=7))))

@@ -11,10 +11,12 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ding_ebm import __version__
+from ding_ebm.cli.arguments import add_command, positive
+from ding_ebm.cli.data import add_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,23 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ding-ebm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    _add(commands, "tasks", _tasks, "list the tasks, whether they run here, and which data sets are found")
+    add_command(commands, "tasks", _tasks, "list the tasks, whether they run here, and which data sets are found")
 
-    data = commands.add_parser("data", help="make or check a data set").add_subparsers(metavar="ACTION", required=True)
-    collect = _add(data, "collect", _data_collect, "make scripted demonstrations")
-    collect.add_argument(
-        "task",
-        choices=["avoid", "avoid_m1", "avoid_m2", "avoid_m3"],
-        help="a task that demonstrations can be scripted for",
+    add_data(commands)
+
+    evaluate = add_command(
+        commands, "eval", _eval, "evaluate a checkpoint with fixed seeds, a guided one at several scales"
     )
-    collect.add_argument("--out", required=True, metavar="FILE", help="HDF5 file to write, in D4RL's layout")
-    collect.add_argument("--episodes", type=_positive, default=500, metavar="N", help="default: %(default)s")
-    collect.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    check = _add(data, "check", _data_check, "describe a data set and refuse one that would train into nonsense")
-    check.add_argument("file", metavar="FILE", help="HDF5 file in D4RL's layout")
-    check.add_argument("--task", help="task that the data should be of; its dimensions and action range are compared")
-
-    evaluate = _add(commands, "eval", _eval, "evaluate a checkpoint with fixed seeds, a guided one at several scales")
     evaluate.add_argument("-c", "--config", required=True, metavar="FILE", help="config that the run was made with")
     evaluate.add_argument("--load-path", required=True, metavar="FILE", help="checkpoint, <exp_name>/ckpt/*.pth.tar")
     evaluate.add_argument(
@@ -62,32 +54,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="of guided policies only; default: eval.guidance_scale of the config",
     )
-    evaluate.add_argument("--episodes", type=_positive, default=50, metavar="N", help="default: %(default)s")
+    evaluate.add_argument("--episodes", type=positive, default=50, metavar="N", help="default: %(default)s")
     evaluate.add_argument(
         "--seed", type=int, default=1000, help="episode i runs in an environment of seed SEED + i; default: %(default)s"
     )
     evaluate.add_argument(
-        "--num-envs", type=_positive, default=50, metavar="E", help="environments at a time; default: %(default)s"
+        "--num-envs", type=positive, default=50, metavar="E", help="environments at a time; default: %(default)s"
     )
     evaluate.add_argument(
         "--train-seed", type=int, metavar="S", help="seed of the training run; default: as its folder says"
     )
     evaluate.add_argument("--out", metavar="FILE.csv", help="append the results to this file")
 
-    report = _add(commands, "report", _report, "summarize results over runs (seeds), with intervals")
+    report = add_command(commands, "report", _report, "summarize results over runs (seeds), with intervals")
     report.add_argument("files", nargs="+", metavar="FILE.csv", help="what `ding-ebm eval --out` wrote")
 
     _add_energy(commands)
     _add_convert(commands)
 
-    demo = _add(commands, "demo", _demo, "train on built-in tasks, print a table, write pictures")
+    demo = add_command(commands, "demo", _demo, "train on built-in tasks, print a table, write pictures")
     demo.add_argument("--out", default="demo", metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--quick", action="store_true", help="a few iterations, to see that it runs; learns nothing")
     return parser
 
 
 def _add_energy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    energy = _add(commands, "energy", _energy, "show what a trained energy knows, by pictures and tables")
+    energy = add_command(commands, "energy", _energy, "show what a trained energy knows, by pictures and tables")
     energy.add_argument(
         "--load-path",
         required=True,
@@ -109,7 +101,7 @@ def _add_energy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="of the rows that are drawn, and the noise; default: %(default)s",
     )
     energy.add_argument(
-        "--rows", type=_positive, default=512, metavar="B", help="chunks that are drawn; default: %(default)s"
+        "--rows", type=positive, default=512, metavar="B", help="chunks that are drawn; default: %(default)s"
     )
     energy.add_argument(
         "--log", metavar="FOLDER", help="run whose logs show the training; default: that of the checkpoint"
@@ -120,7 +112,9 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     formats = commands.add_parser("convert", help="read another project's checkpoint").add_subparsers(
         metavar="FORMAT", required=True
     )
-    dppo = _add(formats, "dppo", _convert_dppo, "read a policy that the reference implementation of DPPO trained")
+    dppo = add_command(
+        formats, "dppo", _convert_dppo, "read a policy that the reference implementation of DPPO trained"
+    )
     dppo.add_argument(
         "--checkpoint", required=True, metavar="state_N.pt", help="MLP or U-Net, pre-trained or fine-tuned"
     )
@@ -136,41 +130,21 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--activation", choices=["relu", "mish"], help="of an MLP: its activation_type, which no weight tells"
     )
     dppo.add_argument(
-        "--horizon", type=_positive, metavar="TP", help="of a U-Net: its horizon_steps, which no weight tells"
+        "--horizon", type=positive, metavar="TP", help="of a U-Net: its horizon_steps, which no weight tells"
     )
     dppo.add_argument(
-        "--denoising-steps", type=_positive, metavar="K", help="its denoising_steps, kept beside the weights"
+        "--denoising-steps", type=positive, metavar="K", help="its denoising_steps, kept beside the weights"
     )
     dppo.add_argument(
         "--ft-denoising-steps",
-        type=_positive,
+        type=positive,
         metavar="F",
         help="of a fine-tuned policy: its ft_denoising_steps, kept in the same way",
     )
-    dppo.add_argument(
-        "--ddim-steps", type=_positive, metavar="S", help="of a policy fine-tuned by DDIM: its ddim_steps"
-    )
+    dppo.add_argument("--ddim-steps", type=positive, metavar="S", help="of a policy fine-tuned by DDIM: its ddim_steps")
     dppo.add_argument(
         "--norm-eps", type=float, default=1e-5, help="of a U-Net: its groupnorm_eps; default: %(default)s"
     )
-
-
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    text: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _tasks(options: argparse.Namespace) -> int:
@@ -209,44 +183,6 @@ def _is_found(name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _data_collect(options: argparse.Namespace) -> int:
-    from ding_ebm.data.formats import write_d4rl_hdf5
-    from ding_ebm.envs.avoid_demos import make_demonstrations, make_mode_demonstrations
-
-    path = Path(options.out)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; remove it or choose another --out")
-    if options.task == "avoid":
-        transitions = make_demonstrations(options.episodes, options.seed)
-    else:
-        transitions = make_mode_demonstrations(options.task, options.episodes, options.seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_d4rl_hdf5(path, transitions)
-    print(f"{path}: {transitions.source}, {len(transitions)} rows")
-    return 0
-
-
-def _data_check(options: argparse.Namespace) -> int:
-    from ding_ebm.data.checks import check_transitions
-    from ding_ebm.data.formats import find_data_file, read_d4rl_hdf5
-    from ding_ebm.envs.registry import get_task
-    from ding_ebm.evaluation.results import describe
-
-    task = get_task(options.task) if options.task else None
-    transitions = read_d4rl_hdf5(find_data_file(options.file))
-    is_of_task = task is not None and (transitions.obs.shape[1], transitions.action.shape[1]) == (
-        task.obs_dim,
-        task.action_dim,
-    )
-    print(describe(transitions, task.name if is_of_task else None), end="")
-    if task is None:
-        check_transitions(transitions, action_range=None)
-    else:
-        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
-    print("problems: none" if task else "problems: none (dimensions and action range not compared: no --task)")
-    return 0
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -328,7 +264,3 @@ def _quiet_import():
     with contextlib.redirect_stderr(io.StringIO()):
         from ding_ebm.evaluation import checkpoint
     return checkpoint
-
-
-if __name__ == "__main__":
-    sys.exit(main())

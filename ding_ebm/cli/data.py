@@ -1,0 +1,153 @@
+"""``ding-ebm data``: make, describe, check and convert data sets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ding_ebm.cli.arguments import add_command, positive
+
+if TYPE_CHECKING:
+    from ding_ebm.data.formats import Transitions
+
+# The table is in ding_ebm.data.formats, which takes longer to import than help may.
+FORMAT_NAMES = ("d4rl", "dppo", "robomimic", "minari", "episodes")
+
+
+def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand and its actions."""
+    text = "make, describe, check or convert a data set"
+    actions = commands.add_parser("data", help=text).add_subparsers(metavar="ACTION", required=True)
+    collect = add_command(actions, "collect", _collect, "make scripted demonstrations")
+    collect.add_argument(
+        "task",
+        choices=["avoid", "avoid_m1", "avoid_m2", "avoid_m3"],
+        help="a task that demonstrations can be scripted for",
+    )
+    collect.add_argument("--out", required=True, metavar="FILE", help="HDF5 file to write, in D4RL's layout")
+    collect.add_argument("--episodes", type=positive, default=500, metavar="N", help="default: %(default)s")
+    collect.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+
+    check = add_command(actions, "check", _check, "describe a data set and refuse one that would train into nonsense")
+    _add_reading(check)
+    check.add_argument("--task", help="task that the data should be of; its dimensions and action range are compared")
+
+    info = add_command(actions, "info", _info, "describe a data set: episodes, returns, ranges of columns, sum")
+    _add_reading(info)
+
+    convert = add_command(actions, "convert", _convert, "write a data set in another format")
+    _add_reading(convert)
+    convert.add_argument("target", metavar="TARGET", help="new file or folder")
+    convert.add_argument(
+        "--to", choices=FORMAT_NAMES, help="format to write; default: .hdf5 is d4rl, .npz is dppo, a folder has none"
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """What says how to read a data set of any format."""
+    parser.add_argument("file", metavar="FILE", help="file or folder, here or in the folder that DING_EBM_DATA names")
+    parser.add_argument(
+        "--from", dest="name", choices=FORMAT_NAMES, help="format to read; default: as the content says"
+    )
+    parser.add_argument(
+        "--obs-keys",
+        nargs="+",
+        metavar="KEY",
+        help="of robomimic and minari: arrays that make an observation, in this order",
+    )
+    parser.add_argument(
+        "--leave-out-images", action="store_true", help="of robomimic and dppo: read the states of a set with images"
+    )
+    parser.add_argument("--split", metavar="NAME", help="of robomimic: demonstrations of a list in mask/, as train")
+    parser.add_argument(
+        "--normalization",
+        metavar="FILE.npz",
+        help="of dppo: ranges to map rows back by, or none; default: normalization.npz beside the rows",
+    )
+
+
+def read(options: argparse.Namespace) -> Transitions:
+    """The data set that the options of a subcommand name."""
+    from ding_ebm.data.formats import find_data_file, read_data
+
+    names = ("obs_keys", "leave_out_images", "split", "normalization")
+    given: dict[str, Any] = {name: getattr(options, name) for name in names}
+    return read_data(find_data_file(options.file), options.name, **given)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from ding_ebm.data.formats import write_d4rl_hdf5
+    from ding_ebm.envs.avoid_demos import make_demonstrations, make_mode_demonstrations
+
+    path = Path(options.out)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it or choose another --out")
+    if options.task == "avoid":
+        transitions = make_demonstrations(options.episodes, options.seed)
+    else:
+        transitions = make_mode_demonstrations(options.task, options.episodes, options.seed)
+    write_d4rl_hdf5(path, transitions)
+    print(f"{path}: {transitions.source}, {len(transitions)} rows")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ding_ebm.data.checks import check_transitions
+    from ding_ebm.envs.registry import get_task
+    from ding_ebm.evaluation.results import describe
+
+    task = get_task(options.task) if options.task else None
+    transitions = read(options)
+    is_of_task = task is not None and (transitions.obs.shape[1], transitions.action.shape[1]) == (
+        task.obs_dim,
+        task.action_dim,
+    )
+    print(describe(transitions, task.name if is_of_task else None), end="")
+    if task is None:
+        check_transitions(transitions, action_range=None)
+    else:
+        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
+    print("problems: none" if task else "problems: none (dimensions and action range not compared: no --task)")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from ding_ebm.data.formats import find_data_file, find_format, get_format
+    from ding_ebm.evaluation.results import describe
+
+    entry = get_format(options.name) if options.name else find_format(find_data_file(options.file))
+    transitions = read(options)
+    print(describe(transitions), end="")
+    print(f"format    {entry.name}, {entry.what}")
+    print(f"sum       {transitions.checksum()}")
+    for key, text in transitions.metadata.items():
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        print(f"noted     {key}: {' '.join(shown.split())}")
+    print(f"\n{_columns(transitions)}", end="")
+    return 0
+
+
+def _columns(transitions: Transitions) -> str:
+    """Least, mean and largest value and standard deviation of each column of observations and actions."""
+    from ding_ebm.evaluation.results import format_table
+
+    lines = []
+    for name, array in (("obs", transitions.obs), ("action", transitions.action)):
+        moments = zip(array.min(axis=0), array.mean(axis=0, dtype="f8"), array.max(axis=0), array.std(axis=0))
+        lines += [[f"{name} {i}", *(f"{value:g}" for value in row)] for i, row in enumerate(moments)]
+    return format_table(["column", "min", "mean", "max", "std"], lines)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from ding_ebm.data.formats import read_data, write_data
+
+    transitions = read(options)
+    entry = write_data(options.target, transitions, options.to)
+    again = read_data(options.target, entry.name)
+    same = again.checksum() == transitions.checksum()
+    print(f"{options.target}: {len(transitions)} rows of {transitions.source} as {entry.name}, {entry.what}")
+    print(f"sum       {again.checksum()}" + (", as read" if same else f"; {transitions.checksum()} as read"))
+    if not same:
+        print("The rows differ by rounding: the format stores an observation once, or mapped to [-1, 1].")
+    return 0
