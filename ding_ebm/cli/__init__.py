@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.command_line = f"ding-ebm {shlex.join(arguments)}"
     try:
         status: int = options.run(options)
-    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, ConnectionError) as error:
         print(f"ding-ebm: error: {error}", file=sys.stderr)
         return 2
     return status

@@ -1,8 +1,11 @@
-"""``ding-ebm data``: make, describe, check and convert data sets."""
+"""``ding-ebm data``: make, fetch, describe, check and convert data sets."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ FORMAT_NAMES = ("d4rl", "dppo", "robomimic", "minari", "episodes")
 
 def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand and its actions."""
-    text = "make, describe, check or convert a data set"
+    text = "make, fetch, describe, check or convert a data set"
     actions = commands.add_parser("data", help=text).add_subparsers(metavar="ACTION", required=True)
     collect = add_command(actions, "collect", _collect, "make scripted demonstrations")
     collect.add_argument(
@@ -42,6 +45,12 @@ def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     convert.add_argument(
         "--to", choices=FORMAT_NAMES, help="format to write; default: .hdf5 is d4rl, .npz is dppo, a folder has none"
     )
+
+    fetch = add_command(actions, "download", _download, "fetch a published data set, or list those that are known")
+    fetch.add_argument("set", nargs="?", metavar="NAME", help="as hopper-medium-v2; without one, the known are listed")
+    fetch.add_argument("--out", metavar="FILE", help="default: as configs look for it, in DING_EBM_DATA's folder")
+    fetch.add_argument("--mirror", metavar="URL", help="stands in for the host's address; default: DING_EBM_MIRROR")
+    fetch.add_argument("--sha256", metavar="SUM", help="sum that it must have; default: that of the first download")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +135,40 @@ def _info(options: argparse.Namespace) -> int:
         print(f"noted     {key}: {' '.join(shown.split())}")
     print(f"\n{_columns(transitions)}", end="")
     return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from ding_ebm.data.download import REMOTE_FILES, download
+    from ding_ebm.data.formats import DATA_FOLDER_VARIABLE
+
+    if options.set is None:
+        for name, remote in REMOTE_FILES.items():
+            print(f"{name:28s} {remote.host}/{remote.place}")
+        return 0
+    if options.set not in REMOTE_FILES:
+        near = difflib.get_close_matches(options.set, REMOTE_FILES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown data set {options.set!r}{hint} `ding-ebm data download` lists those that are known")
+    remote = REMOTE_FILES[options.set]
+    path = Path(options.out or Path(os.environ.get(DATA_FOLDER_VARIABLE, ".")).expanduser() / remote.name)
+    there = path.exists()
+    found = download(remote, path, mirror=options.mirror, sha256=options.sha256, progress=_Progress(str(path)))
+    print(f"{path}: {'already there' if there else 'complete'}, sha256 {found}, noted in {path}.sha256")
+    return 0
+
+
+class _Progress:
+    """Says on standard error how much of a file has arrived, once every ten percent or 100 MB."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._next = name, 0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if done < self._next:
+            return
+        self._next = done + (total // 10 if total else 100_000_000)
+        of = f" of {total / 1e6:.0f}" if total else ""
+        print(f"{self._name}: {done / 1e6:.0f}{of} MB", file=sys.stderr, flush=True)
 
 
 def _columns(transitions: Transitions) -> str:

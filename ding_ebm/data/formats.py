@@ -182,7 +182,6 @@ def find_data_file(name_or_path: str | Path) -> Path:
     where = f"nor in ${DATA_FOLDER_VARIABLE}={folder}" if folder else f"and ${DATA_FOLDER_VARIABLE} is not set"
     raise FileNotFoundError(
         f"no data file {path} (looked from {Path.cwd()}, {where}). Set {DATA_FOLDER_VARIABLE} to the folder of the "
-        "data sets or give the file's path. D4RL's files are at "
-        "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2; those of the avoid task are made by "
-        "ding_ebm.envs.avoid_demos.make_demonstrations and write_d4rl_hdf5."
+        "data sets or give the file's path. `ding-ebm data download` fetches D4RL's files from "
+        "http://rail.eecs.berkeley.edu/datasets/offline_rl; `ding-ebm data collect` makes others, as those of avoid."
     )

@@ -245,7 +245,9 @@ def test_missing_file_says_what_to_set_and_where_files_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DING_EBM_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match=r"\$DING_EBM_DATA is not set.*offline_rl/gym_mujoco_v2.*avoid_demos"):
+    with pytest.raises(
+        FileNotFoundError, match=r"\$DING_EBM_DATA is not set.*data download.*offline_rl.*data collect.*avoid"
+    ):
         find_data_file("hopper_medium.hdf5")
     monkeypatch.setenv("DING_EBM_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"DING_EBM_DATA={tmp_path}"):
