@@ -16,7 +16,7 @@ import torch
 from ding_ebm import __version__
 from ding_ebm.cli import main
 from ding_ebm.cli.data import FORMAT_NAMES
-from ding_ebm.data.formats import FORMATS, read_d4rl_hdf5, write_d4rl_hdf5
+from ding_ebm.data.formats import FORMATS, read_d4rl_hdf5, read_data, write_d4rl_hdf5
 from ding_ebm.envs.avoid_demos import make_demonstrations
 from ding_ebm.envs.registry import TASKS
 from ding_ebm.evaluation.results import COLUMNS, append_results, make_result, read_results
@@ -112,9 +112,7 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"ding-ebm {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["data"], ["eval"], ["energy"], ["data", "collect", "hopper", "--out", "f"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["data"], ["eval"], ["energy"], ["data", "collect", "hopper"]])
 def test_a_wrong_call_ends_with_status_2(arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -138,6 +136,35 @@ def test_collected_demonstrations_are_those_of_the_seed(capsys, tmp_path):
     expected, written = make_demonstrations(9, seed=5), read_d4rl_hdf5(path)
     np.testing.assert_array_equal(written.action, expected.action)
     assert str(path) in capsys.readouterr().out
+
+
+def test_a_random_policy_is_collected_in_any_format(capsys, tmp_path):
+    arguments = ["data", "collect", "avoid_m1", "--policy", "random", "--episodes", "7", "--num-envs", "3"]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--to", "minari"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "b.hdf5")]) == 0
+    assert "7 episodes of avoid_m1 by random, noise 0, seed 0, " in capsys.readouterr().out
+    one, other = read_data(tmp_path / "a"), read_data(tmp_path / "b.hdf5")
+    assert one.checksum() == other.checksum() and len(one.episode_returns()) == 7
+    assert one.metadata == dict(task="avoid_m1", policy="random", seed="0", noise="0")
+
+
+def test_a_checkpoint_is_collected(capsys, chunk_run, tmp_path):
+    _, _, config, _, checkpoint = chunk_run
+    out = str(tmp_path / "a.hdf5")
+    arguments = ["data", "collect", "avoid_m1", "--policy", checkpoint, "--episodes", "3", "--out", out]
+    assert "give it (--config)" in refused(capsys, *arguments)
+    assert main([*arguments, "-c", config, "--noise", "0.1"]) == 0
+    assert len(read_d4rl_hdf5(out).episode_returns()) == 3
+    elsewhere = ["data", "collect", "avoid", *arguments[3:-1], str(tmp_path / "b.hdf5"), "-c", config]
+    assert "is of the task avoid_m1, and data of avoid are asked for" in refused(capsys, *elsewhere)
+
+
+def test_what_cannot_be_collected_is_refused(capsys, tmp_path):
+    collect = ["data", "collect", "--out", str(tmp_path / "a.hdf5")]
+    assert "hopper has no scripted demonstrator, only avoid, avoid_m1" in refused(capsys, *collect, "hopper")
+    assert "did you mean 'hopper'" in refused(capsys, *collect, "hoper", "--policy", "random")
+    assert "noise must not be negative" in refused(capsys, *collect, "avoid", "--noise", "-1")
+    assert "no checkpoint at 'none.pth.tar'" in refused(capsys, *collect, "avoid", "--policy", "none.pth.tar")
 
 
 def test_collecting_does_not_overwrite(capsys, data_file):

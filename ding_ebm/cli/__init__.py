@@ -7,15 +7,13 @@ and a message; anything else is a bug and raises.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ding_ebm import __version__
-from ding_ebm.cli.arguments import add_command, positive
+from ding_ebm.cli.arguments import add_command, positive, quiet_import
 from ding_ebm.cli.data import add_data
 
 
@@ -186,7 +184,7 @@ def _is_found(name: str) -> bool:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    evaluate = _quiet_import().evaluate_checkpoint
+    evaluate = quiet_import().evaluate_checkpoint
     from ding_ebm.evaluation.results import append_results, read_results, result_table
 
     if options.out and Path(options.out).exists():
@@ -216,7 +214,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _energy(options: argparse.Namespace) -> int:
-    _quiet_import()
+    quiet_import()
     from ding_ebm.evaluation.energy_pictures import write_energy_pictures
 
     write_energy_pictures(
@@ -253,14 +251,7 @@ def _convert_dppo(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    _quiet_import()
+    quiet_import()
     from ding_ebm.evaluation.demo import run_demo
 
     return run_demo(Path(options.out), quick=options.quick, say=lambda text: print(text, flush=True))
-
-
-def _quiet_import():
-    """Import what loads the host, without the notices on optional packages that its modules print meanwhile."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        from ding_ebm.evaluation import checkpoint
-    return checkpoint

@@ -1,8 +1,10 @@
-"""What the subcommands share in declaring themselves."""
+"""What the subcommands share."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 from collections.abc import Callable
 
 
@@ -24,3 +26,10 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def quiet_import():
+    """Import what loads the host, without the notices on optional packages that its modules print meanwhile."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        from ding_ebm.evaluation import checkpoint
+    return checkpoint

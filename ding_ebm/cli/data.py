@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ding_ebm.cli.arguments import add_command, positive
+from ding_ebm.cli.arguments import add_command, positive, quiet_import
 
 if TYPE_CHECKING:
     from ding_ebm.data.formats import Transitions
@@ -22,15 +22,8 @@ def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Declare the subcommand and its actions."""
     text = "make, fetch, describe, check or convert a data set"
     actions = commands.add_parser("data", help=text).add_subparsers(metavar="ACTION", required=True)
-    collect = add_command(actions, "collect", _collect, "make scripted demonstrations")
-    collect.add_argument(
-        "task",
-        choices=["avoid", "avoid_m1", "avoid_m2", "avoid_m3"],
-        help="a task that demonstrations can be scripted for",
-    )
-    collect.add_argument("--out", required=True, metavar="FILE", help="HDF5 file to write, in D4RL's layout")
-    collect.add_argument("--episodes", type=positive, default=500, metavar="N", help="default: %(default)s")
-    collect.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    _add_collect(actions)
+    _add_download(actions)
 
     check = add_command(actions, "check", _check, "describe a data set and refuse one that would train into nonsense")
     _add_reading(check)
@@ -42,15 +35,47 @@ def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     convert = add_command(actions, "convert", _convert, "write a data set in another format")
     _add_reading(convert)
     convert.add_argument("target", metavar="TARGET", help="new file or folder")
-    convert.add_argument(
-        "--to", choices=FORMAT_NAMES, help="format to write; default: .hdf5 is d4rl, .npz is dppo, a folder has none"
-    )
+    _add_writing(convert)
 
+
+def _add_collect(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    collect = add_command(actions, "collect", _collect, "make a data set of a task by a policy")
+    collect.add_argument("task", metavar="TASK", help="name of a task, see `ding-ebm tasks`")
+    collect.add_argument("--out", required=True, metavar="FILE", help="new file or folder to write")
+    collect.add_argument(
+        "--policy",
+        default="scripted",
+        metavar="POLICY",
+        help="scripted (of the avoid tasks), random, or a checkpoint, <exp_name>/ckpt/*.pth.tar; default: %(default)s",
+    )
+    collect.add_argument("-c", "--config", metavar="FILE", help="of a checkpoint: config that the run was made with")
+    collect.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        metavar="SIGMA",
+        help="std of Gaussian noise on actions, as a share of half their range; default: %(default)s",
+    )
+    collect.add_argument("--episodes", type=positive, default=500, metavar="N", help="default: %(default)s")
+    collect.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    collect.add_argument(
+        "--num-envs", type=positive, default=50, metavar="E", help="environments at a time; default: %(default)s"
+    )
+    _add_writing(collect)
+
+
+def _add_download(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     fetch = add_command(actions, "download", _download, "fetch a published data set, or list those that are known")
     fetch.add_argument("set", nargs="?", metavar="NAME", help="as hopper-medium-v2; without one, the known are listed")
     fetch.add_argument("--out", metavar="FILE", help="default: as configs look for it, in DING_EBM_DATA's folder")
     fetch.add_argument("--mirror", metavar="URL", help="stands in for the host's address; default: DING_EBM_MIRROR")
     fetch.add_argument("--sha256", metavar="SUM", help="sum that it must have; default: that of the first download")
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    """What says in which format to write."""
+    text = "format to write; default: .hdf5 is d4rl, .npz is dppo, a folder has none"
+    parser.add_argument("--to", choices=FORMAT_NAMES, help=text)
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -86,18 +111,25 @@ def read(options: argparse.Namespace) -> Transitions:
 
 
 def _collect(options: argparse.Namespace) -> int:
-    from ding_ebm.data.formats import write_d4rl_hdf5
-    from ding_ebm.envs.avoid_demos import make_demonstrations, make_mode_demonstrations
+    from ding_ebm.data.formats import check_target, write_data
+    from ding_ebm.evaluation.collect import collect
 
-    path = Path(options.out)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; remove it or choose another --out")
-    if options.task == "avoid":
-        transitions = make_demonstrations(options.episodes, options.seed)
-    else:
-        transitions = make_mode_demonstrations(options.task, options.episodes, options.seed)
-    write_d4rl_hdf5(path, transitions)
-    print(f"{path}: {transitions.source}, {len(transitions)} rows")
+    check_target(options.out, options.to)
+    if options.policy not in ("scripted", "random"):
+        quiet_import()
+    transitions = collect(
+        options.task,
+        options.policy,
+        episodes=options.episodes,
+        seed=options.seed,
+        noise=options.noise,
+        config=options.config,
+        num_envs=options.num_envs,
+        description=options.task,
+    )
+    write_data(options.out, transitions, options.to)
+    returns = transitions.episode_returns()
+    print(f"{options.out}: {transitions.source}, {len(transitions)} rows, mean return {returns.mean():g}")
     return 0
 
 

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 DATA_FOLDER_VARIABLE = "DING_EBM_DATA"
+_SUFFIXES = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "dppo"}
 # The file of rows in a folder that DPPO's scripts write.
 _DPPO_FILE = "train.npz"
 
@@ -100,8 +101,7 @@ def find_format(path: str | Path) -> Format:
             name = "robomimic" if is_group(file, "data") and not is_array(file, "observations") else "d4rl"
     else:
         # A file that is cut short or damaged is what its name says: its reader tells what is wrong with it.
-        damaged = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "dppo"}.get(path.suffix)
-        name = "dppo" if "states" in npz_names(path) else damaged
+        name = "dppo" if "states" in npz_names(path) else _SUFFIXES.get(path.suffix)
     if name is None:
         known = "; ".join(f"{entry.name}, {entry.what}" for entry in FORMATS.values())
         raise ValueError(f"{path} is of no known format. Known: {known}")
@@ -145,15 +145,20 @@ def write_data(path: str | Path, transitions: Transitions, name: str | None = No
         FileExistsError: If there is something at the path.
         ValueError: If no format is given and the suffix says none, or the format cannot hold the rows.
     """
+    entry = check_target(path, name)
+    entry.write(Path(path), transitions)
+    return entry
+
+
+def check_target(path: str | Path, name: str | None = None) -> Format:
+    """The format that :func:`write_data` would write; raises as it does, before there is anything to write."""
     path = Path(path)
-    name = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "dppo"}.get(path.suffix) if name is None else name
+    name = _SUFFIXES.get(path.suffix) if name is None else name
     if name is None:
         raise ValueError(f"{path} does not say its format by .hdf5 or .npz; name one (--to): {', '.join(FORMATS)}")
-    entry = get_format(name)
     if path.exists():
         raise FileExistsError(f"{path} exists; remove it or choose another name")
-    entry.write(path, transitions)
-    return entry
+    return get_format(name)
 
 
 def get_format(name: str) -> Format:

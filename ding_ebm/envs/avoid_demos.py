@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ding_ebm.data.formats import Transitions
-from ding_ebm.envs.avoid import CYLINDERS, FINISH_Y, AvoidBatch
+from ding_ebm.envs.avoid import CYLINDERS, FINISH_Y, MAX_DISPLACEMENT, AvoidBatch
 from ding_ebm.envs.avoid_modes import REWARDED_GATE, AvoidModesBatch
 
 # Where a careful demonstrator passes each gate: range of x, by row and gate.
@@ -73,13 +73,16 @@ _GAIN = 0.3
 _SMOOTHING = 9
 
 
-def make_demonstrations(num_episodes: int = 500, seed: int = 0, *, tracking: str = "ideal") -> Transitions:
+def make_demonstrations(
+    num_episodes: int = 500, seed: int = 0, *, tracking: str = "ideal", noise: float = 0.0
+) -> Transitions:
     """Roll scripted demonstrators out in :class:`~ding_ebm.envs.avoid.AvoidBatch` and keep what it returned.
 
     Args:
         num_episodes: E.
         seed: Of everything random, the starts included; the same seed gives the same data.
         tracking: See :class:`~ding_ebm.envs.avoid.AvoidBatch`.
+        noise: Standard deviation of noise beside that of the styles, as a share of the largest displacement.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -92,18 +95,19 @@ def make_demonstrations(num_episodes: int = 500, seed: int = 0, *, tracking: str
     paths = np.stack(
         [_path(start, STYLES[s], lane, env.max_episode_steps, rng) for start, s, lane in zip(obs[:, :2], styles, lanes)]
     )
-    noise = np.array([style.noise for style in STYLES])[styles]
+    std = np.hypot(np.array([style.noise for style in STYLES])[styles], noise * MAX_DISPLACEMENT)
     source = f"{num_episodes} scripted demonstrations of avoid, seed {seed}, {tracking} tracking"
-    return _record(env, obs, paths, noise, rng, source)
+    return _record(env, obs, paths, std, rng, source)
 
 
-def make_mode_demonstrations(task: str, num_episodes: int = 500, seed: int = 0) -> Transitions:
+def make_mode_demonstrations(task: str, num_episodes: int = 500, seed: int = 0, *, noise: float = 0.0) -> Transitions:
     """Roll careful demonstrators of one subset out in :class:`~ding_ebm.envs.avoid_modes.AvoidModesBatch`.
 
     Args:
         task: One of ``OTHER_GATES``.
         num_episodes: E; every other episode takes the rewarded gate.
         seed: Of everything random, the starts included; the same seed gives the same data.
+        noise: Standard deviation of noise beside the demonstrators' own, as a share of the largest displacement.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -120,7 +124,8 @@ def make_mode_demonstrations(task: str, num_episodes: int = 500, seed: int = 0) 
         speed = rng.uniform(*_MODE_SPEED)
         paths.append(_path_through(start, xs, speed, env.max_episode_steps, np.maximum))
     source = f"{num_episodes} scripted demonstrations of {task}, seed {seed}"
-    return _record(env, obs, np.stack(paths), np.full(num_episodes, _MODE_NOISE), rng, source)
+    std = np.full(num_episodes, np.hypot(_MODE_NOISE, noise * MAX_DISPLACEMENT))
+    return _record(env, obs, np.stack(paths), std, rng, source)
 
 
 def _record(

@@ -130,18 +130,22 @@ def rollout_policy(
         keep_trajectories: See there.
         description: See there.
     """
-    model = policy.eval_mode.get_attribute("cfg").model
-    chunks = {key: model[key] for key in ("act_steps", "cond_steps") if key in model}
     options = {} if guidance_scale is None else dict(guidance_scale=guidance_scale)
     policy.eval_mode.reset()
     return rollout(
         lambda obs: policy.act(obs, **options),
         env,
         seeds,
-        **chunks,
+        **chunk_lengths(policy),
         keep_trajectories=keep_trajectories,
         description=description,
     )
+
+
+def chunk_lengths(policy: BasePolicy) -> dict[str, int]:
+    """``act_steps`` and ``cond_steps`` of a policy over chunks, nothing of one over single actions."""
+    model = policy.eval_mode.get_attribute("cfg").model
+    return {key: model[key] for key in ("act_steps", "cond_steps") if key in model}
 
 
 def _scales(config: EasyDict, scales: Sequence[float] | None) -> list[float | None]:

@@ -245,9 +245,8 @@ def test_missing_file_says_what_to_set_and_where_files_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DING_EBM_DATA", raising=False)
-    with pytest.raises(
-        FileNotFoundError, match=r"\$DING_EBM_DATA is not set.*data download.*offline_rl.*data collect.*avoid"
-    ):
+    message = r"\$DING_EBM_DATA is not set.*data download.*offline_rl.*data collect.*avoid"
+    with pytest.raises(FileNotFoundError, match=message):
         find_data_file("hopper_medium.hdf5")
     monkeypatch.setenv("DING_EBM_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"DING_EBM_DATA={tmp_path}"):
