@@ -152,10 +152,9 @@ def _tasks(options: argparse.Namespace) -> int:
 
     lines = []
     for task in TASKS.values():
-        low, high = task.reference_returns
         found = [name for name in task.data_sets if all(_is_found(file) for file in task.data_sets[name])]
         sizes = [str(n) for n in (task.obs_dim, task.action_dim, task.max_episode_steps)]
-        references = f"{low:g} to {high:g}"
+        references = "{:g} to {:g}".format(*task.reference_returns) if task.reference_returns else "none published"
         lines.append([task.name, task.extra, _runs_here(task.name), *sizes, references, ", ".join(found) or "none"])
     header = ["task", "extra", "runs here", "obs", "act", "limit", "returns that score 0 to 100", "data sets found"]
     print(format_table(header, lines), end="")

@@ -1,14 +1,14 @@
-"""Hopper, Walker2d and HalfCheetah as batches on ``mujoco.rollout``: a chunk of actions is one call an environment.
+"""Tasks on MuJoCo as batches on ``mujoco.rollout``: a chunk of actions is one call an environment.
 
-Model files, seeds, rewards, terminations and observations are those of Gymnasium's v4 tasks (version 4, because v5
-rewards and ends episodes differently from D4RL's data), and so, bit by bit, are the episodes.
+Model files, seeds, rewards, terminations and observations of the running tasks are Gymnasium's, by default of version 4
+(because v5 rewards and ends episodes differently from D4RL's data), and so, bit by bit, are the episodes.
 
 Each environment is rolled out by a call of its own. One call for all would save some 3 % of the time, but it neither
 returns nor keeps the solver's warm start of each environment, and without that the episodes drift from Gymnasium's: by
 meters within 200 steps of a cheetah.
 
 Letters: E environments, n of them running, Ta actions of a chunk, Do and Da dimensions of an observation and of an
-action, P positions, V velocities.
+action, P positions, V velocities, N notes (see :mod:`ding_ebm.envs.bodies`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -30,48 +28,15 @@ from mujoco.rollout import Rollout
 from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import ChunkStep, Step, checked_action, checked_chunk, checked_rows
-
-Floats = NDArray[np.float64]
+from ding_ebm.envs.bodies import Body, Floats
+from ding_ebm.envs.running import RUNNERS, make_runner
 
 # Simulated time at the start of every chunk, seconds. Where MuJoCo warns, of an acceleration that is not finite, say,
 # it resets the simulation or stops the rollout: time is then not what it should be. From 0 a reset could not be told.
 _CLOCK = 1.0
 
-
-@dataclass(frozen=True)
-class Body:
-    """What the tasks do not share.
-
-    Attributes:
-        file: Model among Gymnasium's assets.
-        frame_skip: Simulation steps an action.
-        control_cost: Cost of an action's squared length.
-        alive_reward: Reward of every step, that of a fall included.
-        reset_noise: Half the range of the first positions; of the velocities too, or their standard deviation.
-        normal_velocity: Whether the first velocities are normal, not uniform.
-        velocity_limit: Velocities are clipped to it in the observation.
-        height: Range of the torso's height outside which an episode ends.
-        angle: Limit of the torso's angle.
-        state: Limit of every other position and velocity.
-    """
-
-    file: str
-    frame_skip: int
-    control_cost: float
-    alive_reward: float
-    reset_noise: float
-    normal_velocity: bool = False
-    velocity_limit: float = np.inf
-    height: tuple[float, float] = (-np.inf, np.inf)
-    angle: float = np.inf
-    state: float = np.inf
-
-
-BODIES = {
-    "hopper": Body("hopper.xml", 4, 1e-3, 1.0, 5e-3, velocity_limit=10.0, height=(0.7, np.inf), angle=0.2, state=100.0),
-    "walker2d": Body("walker2d.xml", 4, 1e-3, 1.0, 5e-3, velocity_limit=10.0, height=(0.8, 2.0), angle=1.0),
-    "halfcheetah": Body("half_cheetah.xml", 5, 0.1, 0.0, 0.1, normal_velocity=True),
-}
+# What makes the body of each task, by the task's name and the name of the dynamics.
+BODIES: dict[str, Callable[[str, str], Body]] = dict.fromkeys(RUNNERS, make_runner)
 
 
 def _stop_the_clock() -> None:
@@ -106,6 +71,7 @@ class MujocoBatch:
     Args:
         name: One of ``BODIES``.
         num_envs: E.
+        dynamics: See ``DYNAMICS`` of :mod:`ding_ebm.envs.bodies`; not every task has all.
         num_threads: Threads that simulate, at most E; None: as many as there are cores. Results do not depend on it.
         max_episode_steps: Steps after which an episode is truncated.
 
@@ -119,31 +85,35 @@ class MujocoBatch:
     success = None
 
     def __init__(
-        self, name: str, num_envs: int, *, num_threads: int | None = None, max_episode_steps: int = 1000
+        self,
+        name: str,
+        num_envs: int,
+        *,
+        dynamics: str = "v4",
+        num_threads: int | None = None,
+        max_episode_steps: int = 1000,
     ) -> None:
         if name not in BODIES:
             raise ValueError(f"name must be one of {', '.join(BODIES)}, got {name!r}")
         if num_envs < 1 or max_episode_steps < 1 or (num_threads is not None and num_threads < 1):
             given = f"{num_envs}, {max_episode_steps} and {num_threads}"
             raise ValueError(f"num_envs, max_episode_steps and num_threads must be positive, got {given}")
-        self._name, self._body = name, BODIES[name]
-        file = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / self._body.file
-        self._model = model = mujoco.MjModel.from_xml_path(str(file))
+        self._name, self._body = name, BODIES[name](name, dynamics)
+        self._model = model = self._body.model
         # A body that is one tree is one island of constraints: the solver gets the same bits without looking for more,
         # and a step of hopper takes a tenth less time.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
-        self._seconds = model.opt.timestep * self._body.frame_skip
         self.num_envs = num_envs
-        self.obs_dim: int = model.nq - 1 + model.nv
+        self.obs_dim = self._body.obs_dim
         self.action_dim: int = model.nu
-        self.action_low, self.action_high = model.actuator_ctrlrange.T.astype(np.float32)
+        self.action_low, self.action_high = self._body.action_low, self._body.action_high
         self.max_episode_steps = max_episode_steps
         threads = min(num_threads or os.cpu_count() or 1, num_envs)
         self._workers = [(Rollout(nthread=0), mujoco.MjData(model)) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix=name) if threads > 1 else None
         self._pause_openmp = _openmp_pause()
-        # Time, positions and velocities: MuJoCo's "full physics".
-        self._state = np.zeros((num_envs, 1 + model.nq + model.nv))
+        self._physics = 1 + model.nq + model.nv  # time, positions and velocities: MuJoCo's "full physics"
+        self._state = np.zeros((num_envs, self._physics + self._body.num_notes))
         self._warmstart = np.zeros((num_envs, model.nv))
         self._obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -159,19 +129,14 @@ class MujocoBatch:
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`; a seed begins the episode that it begins in Gymnasium."""
         index = checked_rows(seeds, self.num_envs, rows)
-        model, data, noise = self._model, self._workers[0][1], self._body.reset_noise
+        data = self._workers[0][1]
         for i, seed in zip(index, seeds):
             rng, _ = gymnasium.utils.seeding.np_random(int(seed))
-            mujoco.mj_resetData(model, data)
-            data.qpos += rng.uniform(-noise, noise, model.nq)
-            if self._body.normal_velocity:
-                data.qvel += noise * rng.standard_normal(model.nv)
-            else:
-                data.qvel += rng.uniform(-noise, noise, model.nv)
-            mujoco.mj_forward(model, data)
-            self._state[i] = np.concatenate([[_CLOCK], data.qpos, data.qvel])
+            mujoco.mj_resetData(self._model, data)
+            notes = self._body.start(rng, data)
+            self._state[i] = np.concatenate([[_CLOCK], data.qpos, data.qvel, notes])
             self._warmstart[i] = data.qacc_warmstart
-        self._obs[index] = self._observe(self._state[index])
+        self._obs[index] = self._body.observe(self._state[index])
         self._steps[index] = 0
         self._terminated[index] = False
         self._truncated[index] = False
@@ -191,8 +156,9 @@ class MujocoBatch:
         actions = checked_chunk(actions, self.num_envs, self.action_dim)
         size = actions.shape[1]
         rows = np.flatnonzero(self.running)
-        states, warmstart = self._simulate(rows, actions[rows])
-        healthy = self._is_healthy(states)
+        moments, warmstart = self._simulate(rows, actions[rows])
+        states = moments[:, 1:]
+        healthy = self._body.goes_on(states)
         # The first step that is unhealthy or the last one allowed is the last of its episode.
         ends = ~healthy | (self._steps[rows, None] + np.arange(1, size + 1) >= self.max_episode_steps)
         lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, size)
@@ -200,10 +166,10 @@ class MujocoBatch:
         self._check_clock(rows, states, executed)
 
         reward = np.zeros((self.num_envs, size))
-        reward[rows] = np.where(executed, self._rewards(rows, states, actions[rows]), 0.0)
+        reward[rows] = np.where(executed, self._body.rewards(moments, actions[rows]), 0.0)
         obs = np.repeat(self._obs[:, None], size, axis=1)
         last = np.minimum(np.arange(size), lengths[:, None] - 1)
-        obs[rows] = np.take_along_axis(self._observe(states), last[:, :, None], axis=1)
+        obs[rows] = np.take_along_axis(self._body.observe(states), last[:, :, None], axis=1)
         length = np.zeros(self.num_envs, dtype=np.int64)
         length[rows] = lengths
 
@@ -227,29 +193,17 @@ class MujocoBatch:
             rollout.close()
 
     def _simulate(self, rows: NDArray[np.int64], actions: NDArray[Any]) -> tuple[Floats, Floats]:
-        """States after each action, (n, Ta, 1 + P + V), and the solver's warm starts after the last, (n, V)."""
-        skip = self._body.frame_skip
-        control = np.repeat(actions.astype(np.float64), skip, axis=1)
-        states = np.empty((len(rows), control.shape[1], self._state.shape[1]))
-        start, warmstart = self._state[rows], self._warmstart[rows]
+        """Moments before and after actions, (n, Ta + 1, 1 + P + V + N), and the solver's last warm starts, (n, V)."""
+        control = self._body.control(actions)
+        moments = np.repeat(self._state[rows, None], control.shape[1] + 1, axis=1)
+        warmstart = self._warmstart[rows]
+        act = self._act_by_steps if self._body.stepwise else self._act_in_one_call
         _stop_the_clock()
         waiting = iter(range(len(rows)))
 
         def work(worker: int) -> None:
-            rollout, data = self._workers[worker]
             for i in waiting:  # shared: who is done takes the next
-                one = slice(i, i + 1)
-                rollout.rollout(
-                    [self._model],
-                    [data],
-                    start[one],
-                    control[one],
-                    skip_checks=True,
-                    nstep=control.shape[1],
-                    initial_warmstart=warmstart[one],
-                    state=states[one],
-                )
-                warmstart[i] = data.qacc_warmstart
+                act(worker, moments[i], control[i], warmstart[i])
 
         if self._pool is None:
             work(0)
@@ -259,31 +213,39 @@ class MujocoBatch:
             work(0)
             for other in others:
                 other.result()
-        return states[:, skip - 1 :: skip], warmstart
+        return moments, warmstart
 
-    def _is_healthy(self, states: Floats) -> NDArray[np.bool_]:
-        """Whether the task goes on, (n, Ta)."""
-        body, height, angle = self._body, states[..., 2], states[..., 3]
-        upright = (body.height[0] < height) & (height < body.height[1]) & (np.abs(angle) < body.angle)
-        return upright & (np.abs(states[..., 3:]) < body.state).all(axis=-1)
+    def _act_in_one_call(self, worker: int, moments: Floats, control: Floats, warmstart: Floats) -> None:
+        """Fill in the moments after a chunk's actions, (Ta, Da), and the warm start."""
+        rollout, data = self._workers[worker]
+        skip = self._body.frame_skip
+        states = np.empty((1, skip * len(control), self._physics))
+        rollout.rollout(
+            [self._model],
+            [data],
+            moments[:1, : self._physics],
+            np.repeat(control, skip, axis=0)[None],
+            skip_checks=True,
+            nstep=states.shape[1],
+            initial_warmstart=warmstart[None],
+            state=states,
+        )
+        moments[1:, : self._physics] = states[0, skip - 1 :: skip]
+        warmstart[:] = data.qacc_warmstart
 
-    def _rewards(self, rows: NDArray[np.int64], states: Floats, actions: NDArray[Any]) -> Floats:
-        """Forward velocity, reward for being alive and cost of the action, (n, Ta)."""
-        velocity = np.diff(states[..., 1], prepend=self._state[rows, None, 1]) / self._seconds
-        # Summed in the precision of the actions, as Gymnasium does: in float32 a cheetah's cost differs by 1e-8.
-        squared = np.square(actions).sum(axis=-1).astype(np.float64)
-        return velocity + self._body.alive_reward - self._body.control_cost * squared
-
-    def _observe(self, states: Floats) -> NDArray[np.float32]:
-        """Positions without the horizontal one, and velocities, (..., Do)."""
-        first = 1 + self._model.nq
-        limit = self._body.velocity_limit
-        velocity = np.clip(states[..., first:], -limit, limit)
-        return np.concatenate([states[..., 2:first], velocity], axis=-1, dtype=np.float32)
+    def _act_by_steps(self, worker: int, moments: Floats, control: Floats, warmstart: Floats) -> None:
+        """The same for a body that is read or changed after every action."""
+        data, notes = self._workers[worker][1], moments[0, self._physics :]
+        mujoco.mj_setState(self._model, data, moments[0, : self._physics], mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        data.qacc_warmstart[:] = warmstart
+        for t, single in enumerate(control):
+            notes = self._body.advance(data, single, notes)
+            np.concatenate([[data.time], data.qpos, data.qvel, notes], out=moments[t + 1])
+        warmstart[:] = data.qacc_warmstart
 
     def _check_clock(self, rows: NDArray[np.int64], states: Floats, executed: NDArray[np.bool_]) -> None:
         """Refuse a simulation that MuJoCo has reset or stopped in a step that counts."""
-        expected = _CLOCK + self._seconds * np.arange(1, states.shape[1] + 1)
+        expected = _CLOCK + self._body.seconds * np.arange(1, states.shape[1] + 1)
         broken = executed & ~(np.abs(states[..., 0] - expected) < 0.5 * self._model.opt.timestep)
         if broken.any():
             i, t = np.argwhere(broken)[0]

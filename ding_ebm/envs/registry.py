@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import gymnasium
@@ -37,9 +37,11 @@ class Task:
         action_dim: Da.
         action_range: Lowest and highest action, the same in every dimension.
         max_episode_steps: Time limit in steps.
-        reference_returns: Returns that score 0 and 100.
+        reference_returns: Returns that score 0 and 100; None if nobody has published any.
         reward_tuning: How its rewards are tuned for training, see :func:`ding_ebm.data.rewards.tune_rewards`.
         data_sets: Files of each data set; several are read as one.
+        dynamics: Which of its dynamics it has; None if there is but one.
+        other_dynamics: The others, and Do under each.
     """
 
     name: str
@@ -49,9 +51,11 @@ class Task:
     action_dim: int
     action_range: tuple[float, float]
     max_episode_steps: int
-    reference_returns: tuple[float, float]
+    reference_returns: tuple[float, float] | None
     reward_tuning: str
     data_sets: Mapping[str, tuple[str, ...]]
+    dynamics: str | None = None
+    other_dynamics: Mapping[str, int] = field(default_factory=dict)
 
     def data_files(self, data_set: str) -> tuple[str, ...]:
         """File names of one of the task's data sets.
@@ -62,17 +66,47 @@ class Task:
         return _look_up(self.data_sets, data_set, f"data set of {self.name}")
 
 
-def _locomotion(name: str, env_id: str, obs_dim: int, action_dim: int, reference: tuple[float, float]) -> Task:
+def _locomotion(
+    name: str, env_id: str, obs_dim: int, action_dim: int, reference: tuple[float, float], v5_obs_dim: int | None = None
+) -> Task:
     """A Gymnasium v4 task: v5 rewards and ends episodes differently from D4RL's data, v4 does not."""
     medium, expert = f"{name}_medium.hdf5", f"{name}_expert.hdf5"
-    data_sets = {
-        "medium": (medium,),
-        "medium_replay": (f"{name}_medium_replay.hdf5",),
-        "medium_expert": (medium, expert),
-        "expert": (expert,),
-    }
-    return Task(name, "mujoco", env_id, obs_dim, action_dim, (-1.0, 1.0), 1000, reference, "locomotion", data_sets)
+    return Task(
+        name=name,
+        extra="mujoco",
+        env_id=env_id,
+        obs_dim=obs_dim,
+        action_dim=action_dim,
+        action_range=(-1.0, 1.0),
+        max_episode_steps=1000,
+        reference_returns=reference,
+        reward_tuning="locomotion",
+        data_sets={
+            "medium": (medium,),
+            "medium_replay": (f"{name}_medium_replay.hdf5",),
+            "medium_expert": (medium, expert),
+            "expert": (expert,),
+        },
+        dynamics="v4",
+        other_dynamics={"v5": v5_obs_dim or obs_dim, "d4rl-v2": obs_dim},
+    )
 
+
+# D4RL has no humanoid, and nobody else a data set that its results are compared on.
+_HUMANOID = Task(
+    name="humanoid",
+    extra="mujoco",
+    env_id="Humanoid-v4",
+    obs_dim=376,
+    action_dim=17,
+    action_range=(-0.4, 0.4),
+    max_episode_steps=1000,
+    reference_returns=None,
+    reward_tuning="locomotion",
+    data_sets={"medium": ("humanoid_medium.hdf5",)},
+    dynamics="v4",
+    other_dynamics={"v5": 348},
+)
 
 _AVOID = Task(
     name="avoid",
@@ -108,54 +142,79 @@ TASKS: Mapping[str, Task] = {
         _locomotion("hopper", "Hopper-v4", 11, 3, (-20.272305, 3234.3)),
         _locomotion("walker2d", "Walker2d-v4", 17, 6, (1.629008, 4592.3)),
         _locomotion("halfcheetah", "HalfCheetah-v4", 17, 6, (-280.178953, 12135.0)),
+        _locomotion("ant", "Ant-v4", 27, 8, (-325.6, 3879.7), v5_obs_dim=105),
+        _HUMANOID,
         _AVOID,
         *(_avoid_modes(f"avoid_m{number}") for number in (1, 2, 3)),
     )
 }
 
 
-def get_task(name: str) -> Task:
-    """The task of that name.
+def get_task(name: str, dynamics: str | None = None) -> Task:
+    """The task of that name, under the dynamics that it has by default or others.
+
+    Under others its name says which, as in ``hopper-v5``, and such a name is understood here too.
 
     Raises:
         ValueError: If there is none.
     """
-    return _look_up(TASKS, name, "task")
+    base, _, named = name.partition("-")
+    task, wanted = _look_up(TASKS, base, "task"), dynamics or named or None
+    if wanted in (None, task.dynamics):
+        return task
+    if wanted not in task.other_dynamics:
+        known = ", ".join([task.dynamics, *task.other_dynamics]) if task.dynamics else "there is but one kind"
+        raise ValueError(f"unknown dynamics {wanted!r} of the task {base}. Known: {known}")
+    return replace(
+        task,
+        name=f"{base}-{wanted}",
+        env_id=task.env_id.replace("-v4", "-v5") if wanted == "v5" else task.env_id,
+        obs_dim=task.other_dynamics[wanted],
+        dynamics=wanted,
+    )
 
 
-def make_env(name: str) -> gymnasium.Env[Any, Any]:
+def make_env(name: str, dynamics: str | None = None) -> gymnasium.Env[Any, Any]:
     """One environment of a task, with raw observations, actions and rewards.
 
     Raises:
-        ValueError: If there is no such task.
+        ValueError: If there is no such task, or it has no such dynamics.
         ModuleNotFoundError: If the extra that it needs is not installed.
     """
-    task = get_task(name)
+    task = get_task(name, dynamics)
     if task.extra == "core":
         single = AvoidEnv if task.env_id == "avoid" else AvoidModesEnv
         return single(max_episode_steps=task.max_episode_steps)
     _check_extra(task)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date.*", DeprecationWarning)
-        return gymnasium.make(task.env_id)
+        env = gymnasium.make(task.env_id)
+    if task.dynamics == "d4rl-v2":
+        from ding_ebm.envs.inertia import use_legacy_capsules  # imports the simulator
+        from ding_ebm.envs.running import RUNNERS
+
+        simulated: Any = env.unwrapped
+        use_legacy_capsules(simulated.model, RUNNERS[name.partition("-")[0]][1].total_mass)
+    return env
 
 
-def make_batch_env(name: str, num_envs: int) -> BatchEnv:
+def make_batch_env(name: str, num_envs: int, dynamics: str | None = None) -> BatchEnv:
     """Many environments of a task, stepped together; raises as :func:`make_env`."""
-    task = get_task(name)
+    task = get_task(name, dynamics)
     if task.extra == "core":
         batch = AvoidBatch if task.env_id == "avoid" else AvoidModesBatch
         return batch(num_envs, max_episode_steps=task.max_episode_steps)
     _check_extra(task)
     from ding_ebm.envs.mujoco_batch import MujocoBatch  # imports the simulator
 
-    return MujocoBatch(name, num_envs, max_episode_steps=task.max_episode_steps)
+    base = task.name.partition("-")[0]
+    return MujocoBatch(base, num_envs, dynamics=task.dynamics or "v4", max_episode_steps=task.max_episode_steps)
 
 
 def normalized_score(name: str, ret: float | NDArray[Any]) -> Any:
-    """Returns on the scale of the task's reference returns, 0 to 100, elementwise."""
-    low, high = get_task(name).reference_returns
-    return 100.0 * (ret - low) / (high - low)
+    """Returns on the scale of the task's reference returns, 0 to 100, elementwise; None where there are none."""
+    reference = get_task(name).reference_returns
+    return None if reference is None else 100.0 * (ret - reference[0]) / (reference[1] - reference[0])
 
 
 def _check_extra(task: Task) -> None:

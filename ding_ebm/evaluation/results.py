@@ -36,7 +36,7 @@ class Result:
         mean: Mean undiscounted return.
         low: Lower end of its 95 % interval over episodes.
         high: Upper end.
-        normalized: Mean return on the scale of the task's reference returns, 0 to 100.
+        normalized: Mean return on the scale of the task's reference returns, 0 to 100; None where it has none.
         success: Share of the episodes that succeeded; None, as its ends, where the task has no notion of success.
         success_low: Lower end of its 95 % interval over episodes.
         success_high: Upper end.
@@ -54,7 +54,7 @@ class Result:
     mean: float
     low: float
     high: float
-    normalized: float
+    normalized: float | None
     success: float | None
     success_low: float | None
     success_high: float | None
@@ -78,12 +78,13 @@ def make_result(returns: NDArray[np.float64], success: NDArray[np.bool_] | None,
     """
     interval = episode_interval(returns)
     share = None if success is None else success_interval(success)
+    score = normalized_score(facts["task"], interval.estimate)
     return Result(
         episodes=len(returns),
         mean=round(interval.estimate, 4),
         low=round(interval.low, 4),
         high=round(interval.high, 4),
-        normalized=round(float(normalized_score(facts["task"], interval.estimate)), 2),
+        normalized=None if score is None else round(float(score), 2),
         success=None if share is None else round(share.estimate, 4),
         success_low=None if share is None else round(share.low, 4),
         success_high=None if share is None else round(share.high, 4),
@@ -148,7 +149,7 @@ def result_table(results: Sequence[Result]) -> str:
             str(r.episodes),
             _number(r.mean),
             f"{_number(r.low)} to {_number(r.high)}",
-            f"{r.normalized:.1f}",
+            _score(r.normalized),
         ]
         for r in results
     ]
@@ -162,6 +163,10 @@ def _success_cells(result: Result) -> list[str]:
     if result.success is None:
         return ["-", "-"]
     return [f"{result.success:.3f}", f"{result.success_low:.3f} to {result.success_high:.3f}"]
+
+
+def _score(normalized: float | None) -> str:
+    return "-" if normalized is None else f"{normalized:.1f}"
 
 
 def _scale(guidance_scale: float | None) -> str:
@@ -182,7 +187,8 @@ def describe(transitions: Transitions, task: str | None = None) -> str:
     ]
     if len(returns):
         quartiles = ", ".join(_number(value) for value in np.quantile(returns, [0.0, 0.25, 0.5, 0.75, 1.0]))
-        score = "" if task is None else f", normalized {float(normalized_score(task, returns.mean())):.1f}"
+        normalized = None if task is None else normalized_score(task, returns.mean())
+        score = "" if normalized is None else f", normalized {float(normalized):.1f}"
         lines.append(f"returns   mean {_number(returns.mean())}{score}; quartiles {quartiles}")
         lines.append(f"lengths   mean {lengths.mean():.0f}, {lengths.min()} to {lengths.max()}")
     return "\n".join(lines) + "\n"
@@ -230,12 +236,14 @@ def report(results: Sequence[Result]) -> str:
 
 def _summary(group: list[Result]) -> list[str]:
     """Cells of one group: number of runs, mean, IQM, and what the intervals are over."""
-    scores = [result.normalized for result in group]
+    scores = [result.normalized for result in group if result.normalized is not None]
+    only = group[0]
+    if not scores:  # the task has no reference returns
+        return [str(len(group)), "-", "-", "-", "-", "-"]
     if len(group) > 1:
         return [str(len(group)), *_interval_cells([scores]), "runs"]
-    only = group[0]
     low, high = (float(normalized_score(only.task, value)) for value in (only.low, only.high))
-    return ["1", f"{only.normalized:.1f}", f"{low:.1f} to {high:.1f}", "-", "-", f"{only.episodes} episodes"]
+    return ["1", _score(only.normalized), f"{low:.1f} to {high:.1f}", "-", "-", f"{only.episodes} episodes"]
 
 
 def _rank(guidance_scale: float | None) -> float:
@@ -247,7 +255,9 @@ def _over_tasks(groups: dict[tuple[str, str, str, float | None], list[Result]]) 
     """One line a policy and scale with several tasks or data sets, runs resampled within each."""
     strata: dict[tuple[str, float | None], list[list[float]]] = defaultdict(list)
     for (_, _, policy, scale), group in groups.items():
-        strata[policy, scale].append([result.normalized for result in group])
+        scores = [result.normalized for result in group if result.normalized is not None]
+        if scores:
+            strata[policy, scale].append(scores)
     return [
         ["all", f"{len(runs)} sets", policy, _scale(scale), str(sum(map(len, runs))), *_interval_cells(runs), "runs"]
         for (policy, scale), runs in sorted(strata.items(), key=lambda item: (item[0][0], _rank(item[0][1])))

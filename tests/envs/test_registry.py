@@ -18,10 +18,11 @@ from ding_ebm.envs.avoid import AvoidBatch
 from ding_ebm.envs.avoid_modes import AvoidModesBatch, AvoidModesEnv
 from ding_ebm.envs.registry import TASKS, get_task, make_batch_env, make_env, normalized_score
 
-LOCOMOTION = ["hopper", "walker2d", "halfcheetah"]
+LOCOMOTION = ["hopper", "walker2d", "halfcheetah", "ant"]
+RUNNING = [*LOCOMOTION, "humanoid"]
 MODES = ["avoid_m1", "avoid_m2", "avoid_m3"]
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
-TASK_NAMES = ["avoid", *MODES, *(pytest.param(name, marks=needs_mujoco) for name in LOCOMOTION)]
+TASK_NAMES = ["avoid", *MODES, *(pytest.param(name, marks=needs_mujoco) for name in RUNNING)]
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
@@ -36,7 +37,7 @@ def test_table_agrees_with_the_environments(name: str) -> None:
 
 
 @needs_mujoco
-@pytest.mark.parametrize("name", LOCOMOTION)
+@pytest.mark.parametrize("name", RUNNING)
 def test_locomotion_is_version_4_and_made_without_a_warning(name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -52,14 +53,17 @@ def test_importing_the_table_loads_no_simulator() -> None:
 
 
 def test_scores_are_d4rls() -> None:
-    assert set(TASKS) == {"avoid", *MODES, *LOCOMOTION}
+    assert set(TASKS) == {"avoid", *MODES, *RUNNING}
     for name, low, high in (
         ("hopper", -20.272305, 3234.3),
         ("walker2d", 1.629008, 4592.3),
         ("halfcheetah", -280.178953, 12135.0),
+        ("ant", -325.6, 3879.7),
     ):
         np.testing.assert_allclose(normalized_score(name, np.array([low, high, (low + high) / 2])), [0, 100, 50])
     assert normalized_score("hopper", 1600.0) == pytest.approx(49.784, abs=1e-3)
+    assert normalized_score("hopper-d4rl-v2", 3234.3) == 100
+    assert normalized_score("humanoid", 5000.0) is None
 
 
 def test_reference_returns_of_avoid_are_standing_still_and_the_fastest_way_of_the_best_lane() -> None:
@@ -109,10 +113,18 @@ def test_data_sets_name_their_files() -> None:
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown task 'hoper', did you mean 'hopper'"):
         get_task("hoper")
-    with pytest.raises(ValueError, match=r"unknown task 'xyz'\. Known: hopper, walker2d, halfcheetah, avoid"):
+    with pytest.raises(
+        ValueError, match=r"unknown task 'xyz'\. Known: hopper, walker2d, halfcheetah, ant, humanoid, avoid"
+    ):
         make_batch_env("xyz", 3)
     with pytest.raises(ValueError, match=r"unknown data set of hopper 'medium-expert', did you mean 'medium_expert'"):
         get_task("hopper").data_files("medium-expert")
+    with pytest.raises(ValueError, match="unknown dynamics 'v6' of the task hopper. Known: v4, v5, d4rl-v2"):
+        get_task("hopper", "v6")
+    with pytest.raises(ValueError, match="unknown dynamics 'd4rl-v2' of the task humanoid. Known: v4, v5"):
+        make_batch_env("humanoid", 1, "d4rl-v2")
+    with pytest.raises(ValueError, match="unknown dynamics 'v4' of the task avoid. Known: there is but one kind"):
+        make_env("avoid", "v4")
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +142,7 @@ def test_the_modes_are_environments_of_their_own_reward(name: str) -> None:
     assert type(make_batch_env("avoid", 3)) is AvoidBatch and type(make_env("avoid")) is not AvoidModesEnv
 
 
-@pytest.mark.parametrize("name", LOCOMOTION)
+@pytest.mark.parametrize("name", ["hopper", "walker2d", "halfcheetah"])
 def test_project_files_have_the_dimensions_of_the_table(name: str, data_dir: Path) -> None:
     task = get_task(name)
     for data_set in task.data_sets:

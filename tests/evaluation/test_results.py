@@ -53,6 +53,17 @@ def test_a_row_of_a_task_with_success_holds_its_share_and_interval():
     assert make_result(np.arange(4.0), ~success, **FACTS).success == 0.25
 
 
+def test_a_task_without_reference_returns_has_no_score_anywhere(tmp_path):
+    row = make_result(np.arange(4.0), None, **{**FACTS, "task": "humanoid"})
+    assert row.normalized is None and row.mean == 1.5
+    append_results(tmp_path / "results.csv", [row])
+    assert read_results(tmp_path / "results.csv") == [row]
+    assert cells(result_table([row]), 2)[-1] == "-"
+    both = report([row, result(0), result(1)])
+    assert cells(both, 3)[:2] == ["humanoid", "hopper_medium"] and cells(both, 3)[5:] == ["-"] * 5
+    assert "all" not in both and cells(both, 2)[5] == "50.0"
+
+
 def test_rows_come_back_from_the_file_as_they_went_in(tmp_path):
     path = tmp_path / "new" / "results.csv"
     known = dict(success=0.0, success_low=0.0, success_high=0.5614)
@@ -100,7 +111,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def cells(text: str, line: int) -> list[str]:
-    return [cell for cell in text.splitlines()[line].split("  ") if cell]
+    return [cell.strip() for cell in text.splitlines()[line].split("  ") if cell.strip()]
 
 
 def test_a_report_takes_runs_as_the_unit():
