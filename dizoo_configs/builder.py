@@ -10,7 +10,7 @@ from typing import Any
 from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 
-from ding_ebm.envs.registry import get_task
+from ding_ebm.envs.registry import Task, get_task
 
 Configs = tuple[EasyDict, EasyDict]
 
@@ -30,7 +30,7 @@ def offline(algo: str, policy_type: str, task_name: str, data_set: str, main: di
         data_set: Name of one of the task's data sets.
         main: What the main config holds beside the task's facts.
     """
-    task = get_task(task_name)
+    task = _task(task_name, main)
     facts = dict(
         exp_name=f"{task_name}_{data_set}_{algo}_seed0",
         env=dict(env_id=task_name),
@@ -52,7 +52,7 @@ def imitation(algo: str, policy_type: str, task_name: str, data_set: str, main: 
 
     The chunk lengths of ``main``'s policy are the environment's too.
     """
-    facts = _chunk_facts(algo, task_name)
+    facts = _chunk_facts(algo, task_name, main)
     facts["policy"]["collect"] = dict(data_path=list(get_task(task_name).data_files(data_set)))
     create = dict(
         env=dict(type="ebm_chunk_env", import_names=["ding_ebm.host"]),
@@ -72,7 +72,7 @@ def online(algo: str, policy_type: str, task_name: str, base: str, main: dict[st
         base: Algorithm part of the experiment whose policy is fine-tuned.
         main: What the main config holds beside the task's facts.
     """
-    facts = _chunk_facts(algo, task_name)
+    facts = _chunk_facts(algo, task_name, main)
     facts["policy"]["base_policy_path"] = f"{task_name}_{base}_seed0"
     host = ["ding_ebm.host"]
     create = dict(
@@ -91,9 +91,14 @@ def shaped_by(task_name: str) -> dict[str, Any]:
     return dict(policy=dict(energy=energy))
 
 
-def _chunk_facts(algo: str, task_name: str) -> dict[str, Any]:
+def _task(name: str, main: dict[str, Any]) -> Task:
+    """The task under the dynamics that a main config asks for."""
+    return get_task(name, main.get("env", {}).get("dynamics"))
+
+
+def _chunk_facts(algo: str, task_name: str, main: dict[str, Any]) -> dict[str, Any]:
     """What a task says of a policy over action chunks."""
-    task = get_task(task_name)
+    task = _task(task_name, main)
     return dict(
         exp_name=f"{task_name}_{algo}_seed0",
         env=dict(env_id=task_name),

@@ -20,6 +20,7 @@ from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.data.formats import Transitions
 from ding_ebm.envs.registry import TASKS, Task, get_task
 from ding_ebm.host.checks import check_run
+from dizoo_configs.gym import builder
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "dizoo_configs").rglob("*_config.py"))
@@ -76,11 +77,22 @@ def random_data(task: Task) -> Transitions:
 
 def test_there_is_a_config_for_every_task():
     assert {parts(path)[0] for path in FILES} == set(TASKS)
-    assert len(QGPO) == 25
+    assert len(QGPO) == 29
+    measured = {"hopper", "walker2d", "halfcheetah"}
+    of_the_paper = measured | {"avoid_m1", "avoid_m2", "avoid_m3"}
     for algorithm in (*CLONES, *BASES):
         tasks = {parts(path)[0] for path in FILES if parts(path)[2] == algorithm}
-        gym_only = {"avoid_m1", "avoid_m2", "avoid_m3"} if algorithm.endswith("_small") else set()
-        assert tasks == set(TASKS) - {"avoid"} - gym_only
+        if algorithm in ("diffusion_bc", "energy", "dppo", "dppo_ebm"):
+            assert tasks == set(TASKS) - {"avoid"}
+        else:
+            assert tasks == (measured if algorithm.endswith("_small") else of_the_paper)
+
+
+def test_a_file_that_asks_for_other_dynamics_gets_their_dimensions():
+    main, _ = builder.dppo("ant", dict(env=dict(dynamics="v5")))
+    assert (main.env.dynamics, main.policy.model.obs_dim, main.env.env_id) == ("v5", 105, "ant")
+    main, _ = builder.qgpo("hopper", "medium", dict(env=dict(dynamics="d4rl-v2")))
+    assert main.policy.model.obs_dim == 11 and main.exp_name == "hopper_medium_qgpo_seed0"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in QGPO], ids=lambda path: path.stem)

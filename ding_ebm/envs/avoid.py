@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import ChunkStep, Step, checked_action, checked_rows, step_chunk_by_steps
+from ding_ebm.envs.single import SingleEnv
 
 TRACKINGS = ("ideal", "arx")
 
@@ -184,7 +184,7 @@ class AvoidBatch:
         return np.concatenate([self._target, self._actual], axis=1, dtype=np.float32)
 
 
-class AvoidEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+class AvoidEnv(SingleEnv):
     """One environment of :class:`AvoidBatch` with Gymnasium's interface; ``info`` holds ``success`` and ``way``.
 
     Args:
@@ -195,23 +195,8 @@ class AvoidEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     batch_type: type[AvoidBatch] = AvoidBatch
 
     def __init__(self, *, tracking: str = "ideal", max_episode_steps: int = 150) -> None:
-        self._batch = self.batch_type(1, tracking=tracking, max_episode_steps=max_episode_steps)
-        self.max_episode_steps = max_episode_steps
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._batch.obs_dim,), np.float32)
-        self.action_space = gymnasium.spaces.Box(self._batch.action_low, self._batch.action_high, dtype=np.float32)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin the episode of ``seed``; without one, the next of the sequence that the last seed began."""
-        super().reset(seed=seed)
-        episode = int(self.np_random.integers(2**31)) if seed is None else seed
-        return self._batch.reset([episode])[0], self._info()
-
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """See :class:`AvoidBatch`."""
-        obs, reward, terminated, truncated = self._batch.step(np.asarray(action)[None])
-        return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info()
+        self._avoid = self.batch_type(1, tracking=tracking, max_episode_steps=max_episode_steps)
+        super().__init__(self._avoid)
 
     def _info(self) -> dict[str, Any]:
-        return {"success": bool(self._batch.success[0]), "way": self._batch.way_through()[0]}
+        return {**super()._info(), "way": self._avoid.way_through()[0]}

@@ -42,6 +42,7 @@ class Task:
         data_sets: Files of each data set; several are read as one.
         dynamics: Which of its dynamics it has; None if there is but one.
         other_dynamics: The others, and Do under each.
+        d4rl_id: D4RL's name of the environment; None if it has no such one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Task:
     data_sets: Mapping[str, tuple[str, ...]]
     dynamics: str | None = None
     other_dynamics: Mapping[str, int] = field(default_factory=dict)
+    d4rl_id: str | None = None
 
     def data_files(self, data_set: str) -> tuple[str, ...]:
         """File names of one of the task's data sets.
@@ -89,6 +91,7 @@ def _locomotion(
         },
         dynamics="v4",
         other_dynamics={"v5": v5_obs_dim or obs_dim, "d4rl-v2": obs_dim},
+        d4rl_id=f"{name}-medium-v2",
     )
 
 

@@ -14,9 +14,9 @@ from easydict import EasyDict
 from torch import Tensor
 
 from ding_ebm.envs.batch import BatchEnv
-from ding_ebm.envs.registry import make_batch_env
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes, rollout
+from ding_ebm.host.backends import batch_env, task_of
 from ding_ebm.host.checks import check_run
 from ding_ebm.policy.base import BasePolicy
 from ding_ebm.policy.checkpoint_files import read_checkpoint
@@ -98,7 +98,7 @@ def evaluate_checkpoint(
     policy = load_policy(config_path, checkpoint_path)
     seed = _seed_of_run(checkpoint_path) if train_seed is None else train_seed
     facts = dict(run_facts(config, policy), seed=seed, command=command)
-    env = make_batch_env(config.env.env_id, min(num_envs, episodes))
+    env = batch_env(config.env, min(num_envs, episodes))
     seeds = range(first_seed, first_seed + episodes)
     results = []
     for scale in evaluated:
@@ -168,7 +168,7 @@ def run_facts(config: EasyDict, policy: BasePolicy) -> dict[str, Any]:
     paths = config.policy.collect.get("data_path")
     correction = policy.eval_mode.get_attribute("energy_correction")
     return dict(
-        task=config.env.env_id,
+        task=task_of(config.env).name,
         data="+".join(Path(path).stem for path in ([paths] if isinstance(paths, str) else paths or [])),
         policy=config.policy.type if correction is None else f"{config.policy.type} + {correction.name}",
         train_iter=policy.eval_mode.get_attribute("train_iter"),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ding_ebm.data.formats import DATA_FOLDER_VARIABLE
-from ding_ebm.envs.registry import make_batch_env
 from ding_ebm.evaluation.checkpoint import read_run_config, rollout_policy, run_facts
 from ding_ebm.evaluation.process import Job
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes
+from ding_ebm.host.backends import batch_env
 from ding_ebm.policy.base import BasePolicy
 from ding_ebm.policy.checkpoint_files import newest_checkpoint
 
@@ -91,7 +91,7 @@ def evaluate(run: Run, policy: BasePolicy, count: int, scale: float | None = Non
     config = read_run_config(run.config)
     episodes = rollout_policy(
         policy,
-        make_batch_env(config.env.env_id, count),
+        batch_env(config.env, count),
         range(FIRST_SEED, FIRST_SEED + count),
         guidance_scale=scale,
         keep_trajectories=True,

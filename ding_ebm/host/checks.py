@@ -11,11 +11,13 @@ from ding.utils import ENV_REGISTRY, POLICY_REGISTRY, deep_merge_dicts
 from ding.worker import BaseLearner
 from easydict import EasyDict
 
-from ding_ebm.config import ConfigError, Rule, check_config, integer, text
-from ding_ebm.envs.registry import get_task
+from ding_ebm.config import ConfigError, Rule, check_config, choice, integer, optional, text
+from ding_ebm.host.backends import BACKENDS, task_of
 
 ENV_RULES = {
     "env_id": text(),
+    "dynamics": optional(text()),
+    "env_backend": choice(*BACKENDS),
     "collector_env_num": integer(1),
     "evaluator_env_num": integer(1),
     "n_evaluator_episode": integer(1),
@@ -40,7 +42,7 @@ def check_run(cfg: Mapping[str, Any]) -> None:
     check_env(cfg["env"])
     policy = POLICY_REGISTRY.get(cfg["policy"]["type"])
     policy.check(cfg["policy"])
-    task, model = get_task(cfg["env"]["env_id"]), cfg["policy"]["model"]
+    task, model = task_of(cfg["env"]), cfg["policy"]["model"]
     problems = _schedule(cfg["policy"]) + [
         f"policy.model.{key} is {model[key]}, but task {task.name!r} has {getattr(task, key)}"
         for key in ("obs_dim", "action_dim")

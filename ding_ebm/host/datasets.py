@@ -11,7 +11,7 @@ from ding_ebm.data.checks import check_transitions
 from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.data.formats import Transitions, concatenate, find_data_file, read_data
-from ding_ebm.envs.registry import get_task
+from ding_ebm.host.backends import task_of
 from ding_ebm.host.checks import check_run
 
 
@@ -46,7 +46,7 @@ class HostChunkDataset(ChunkDataset):
 def _read(cfg: EasyDict) -> Transitions:
     """Check the whole config, then read its data files as one set."""
     check_run(cfg)
-    collect, task = cfg.policy.collect, get_task(cfg.env.env_id)
+    collect, task = cfg.policy.collect, task_of(cfg.env)
     if collect.data_path is None:
         known = ", ".join(sorted({file for files in task.data_sets.values() for file in files}))
         raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {known}")

@@ -13,7 +13,7 @@ from easydict import EasyDict
 from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import reported_success
-from ding_ebm.envs.registry import get_task, make_env
+from ding_ebm.host.backends import single_env, task_of
 from ding_ebm.host.checks import check_env
 
 
@@ -28,6 +28,10 @@ class TaskEnv(BaseEnv):
     config = dict(
         # (str) Name of the task in ``ding-ebm tasks``; the config must say it.
         env_id=None,
+        # (str) Which dynamics, of those that the task has (docs/tasks.md): 'v4', 'v5' or 'd4rl-v2'; None: its default.
+        dynamics=None,
+        # (str) Who simulates: 'batch' (this package), 'gymnasium', 'envpool' or 'd4rl'; see ding_ebm/host/backends.py.
+        env_backend="batch",
         # (int) Number of environments that the host collects with; offline policies have none.
         collector_env_num=1,
         # (int) Number of environments that the host evaluates with.
@@ -52,9 +56,8 @@ class TaskEnv(BaseEnv):
         return BaseEnv.create_evaluator_env_cfg(cfg)
 
     def __init__(self, cfg: EasyDict) -> None:
-        task = get_task(cfg.env_id)
-        self._name = task.name
-        self._env = make_env(task.name)
+        self._name = task_of(cfg).name
+        self._env = single_env(cfg)
         self._seed: int | None = None
         self._return = 0.0
         self._length = 0

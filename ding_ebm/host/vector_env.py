@@ -20,7 +20,7 @@ from easydict import EasyDict
 from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import latest_observations
-from ding_ebm.envs.registry import make_batch_env
+from ding_ebm.host.backends import batch_env, task_of
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class VectorEnvManager:
 
     def __init__(self, env_fn: list[Callable[..., Any]], cfg: Mapping[str, Any]) -> None:
         configs = [function.keywords["cfg"] for function in env_fn]  # type: ignore[attr-defined]
-        names = {config["env_id"] for config in configs}
+        names = {task_of(config).name for config in configs}
         if len(names) != 1:
             raise ValueError(f"the environments of a vector manager must be of one task, got {sorted(names)}")
         self.env_num = len(configs)
-        self._task = configs[0]["env_id"]
+        self._config = configs[0]
         self._history: int = configs[0].get("cond_steps", 1)
         self._chunked = "act_steps" in configs[0]
         self._env: Any = None
@@ -94,7 +94,7 @@ class VectorEnvManager:
 
     def launch(self, reset_param: Any = None) -> None:
         """Make the environments and begin an episode in each."""
-        self._env = make_batch_env(self._task, self.env_num)
+        self._env = batch_env(self._config, self.env_num)
         self.reset()
 
     def reset(self, reset_param: Any = None) -> None:

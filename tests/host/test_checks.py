@@ -146,6 +146,13 @@ def test_a_key_at_the_wrong_level_is_refused(make_cfg):
         ("env.env_id", None, "env.env_id must be a string"),
         ("env.env_id", "hoper", "unknown task 'hoper', did you mean 'hopper'?"),
         ("env.env_id", "hopper", "policy.model.obs_dim is 4, but task 'hopper' has 11"),
+        ("env.dynamics", 4, "env.dynamics must be None or a string, got 4"),
+        ("env.dynamics", "v5", "unknown dynamics 'v5' of the task avoid. Known: there is but one kind"),
+        (
+            "env.env_backend",
+            "gym",
+            "env.env_backend must be one of ('batch', 'gymnasium', 'envpool', 'd4rl'), got 'gym'",
+        ),
         ("policy.model.action_dim", 3, "policy.model.action_dim is 3, but task 'avoid' has 2"),
     ],
 )

@@ -51,7 +51,7 @@ class Scripted(gymnasium.Env):
 
 @pytest.mark.parametrize("flags", [(True, False), (False, True), (True, True)])
 def test_the_two_ends_of_an_episode_are_told_apart_and_the_return_is_the_plain_sum(flags, monkeypatch):
-    monkeypatch.setattr(module, "make_env", lambda name: Scripted(*flags))
+    monkeypatch.setattr(module, "single_env", lambda cfg: Scripted(*flags))
     env = make()
     for _ in range(2):  # the sum begins anew with each episode
         env.reset()
