@@ -77,7 +77,7 @@ def random_data(task: Task) -> Transitions:
 
 def test_there_is_a_config_for_every_task():
     assert {parts(path)[0] for path in FILES} == set(TASKS)
-    assert len(QGPO) == 29
+    assert len(QGPO) == 38
     measured = {"hopper", "walker2d", "halfcheetah"}
     of_the_paper = measured | {"avoid_m1", "avoid_m2", "avoid_m3"}
     for algorithm in (*CLONES, *BASES):
@@ -163,6 +163,7 @@ def test_a_config_passes_the_check_and_is_what_its_name_says(path):
     assert cfg.env.env_id == task
     assert list(cfg.policy.collect.data_path) == list(get_task(task).data_files(data_set))
     assert cfg.policy.collect.reward_tuning == get_task(task).reward_tuning
+    assert (cfg.policy.collect.reward_tuning == "antmaze") == task.startswith("antmaze")
     assert cfg.policy.type == "ebm_qgpo_command"
     stem = f"{task}_{data_set}_{algorithm}" if len(get_task(task).data_sets) > 1 else f"{task}_{algorithm}"
     assert cfg.exp_name == f"{stem}_seed0"

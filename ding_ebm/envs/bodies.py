@@ -32,9 +32,11 @@ class Body:
 
     Attributes:
         stepwise: Whether the simulation is read or changed after every action; else a chunk of actions is one call.
+        has_goal: Whether a reward above 0 means that the episode has succeeded.
     """
 
     stepwise = False
+    has_goal = False
 
     def __init__(self, model: mujoco.MjModel, frame_skip: int, obs_dim: int, num_notes: int = 0) -> None:
         self.model, self.frame_skip, self.obs_dim, self.num_notes = model, frame_skip, obs_dim, num_notes

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import ChunkStep, Step, checked_action, checked_chunk, checked_rows
 from ding_ebm.envs.bodies import Body, Floats
+from ding_ebm.envs.mazes import MAZES, make_maze
 from ding_ebm.envs.running import RUNNERS, make_runner
 
 # Simulated time at the start of every chunk, seconds. Where MuJoCo warns, of an acceleration that is not finite, say,
@@ -36,7 +37,10 @@ from ding_ebm.envs.running import RUNNERS, make_runner
 _CLOCK = 1.0
 
 # What makes the body of each task, by the task's name and the name of the dynamics.
-BODIES: dict[str, Callable[[str, str], Body]] = dict.fromkeys(RUNNERS, make_runner)
+BODIES: dict[str, Callable[[str, str], Body]] = {
+    **dict.fromkeys(RUNNERS, make_runner),
+    **dict.fromkeys(MAZES, make_maze),
+}
 
 
 def _stop_the_clock() -> None:
@@ -75,14 +79,9 @@ class MujocoBatch:
         num_threads: Threads that simulate, at most E; None: as many as there are cores. Results do not depend on it.
         max_episode_steps: Steps after which an episode is truncated.
 
-    Attributes:
-        success: None: running has no notion of it.
-
     Raises:
         ValueError: If an argument is out of its range; from a step, if a simulation breaks down.
     """
-
-    success = None
 
     def __init__(
         self,
@@ -119,12 +118,18 @@ class MujocoBatch:
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
+        self._success = np.zeros(num_envs, dtype=np.bool_)
         self.reset(range(num_envs))
 
     @property
     def running(self) -> NDArray[np.bool_]:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
         return ~(self._terminated | self._truncated)
+
+    @property
+    def success(self) -> NDArray[np.bool_] | None:
+        """Whether the goal has been reached; None for running, which has no notion of it."""
+        return self._success.copy() if self._body.has_goal else None
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`; a seed begins the episode that it begins in Gymnasium."""
@@ -138,8 +143,7 @@ class MujocoBatch:
             self._warmstart[i] = data.qacc_warmstart
         self._obs[index] = self._body.observe(self._state[index])
         self._steps[index] = 0
-        self._terminated[index] = False
-        self._truncated[index] = False
+        self._terminated[index] = self._truncated[index] = self._success[index] = False
         return self._obs.copy()
 
     def step(self, action: NDArray[Any]) -> Step:
@@ -183,6 +187,7 @@ class MujocoBatch:
         self._steps[rows] += lengths
         self._terminated[rows] = ~healthy[final]
         self._truncated[rows] = self._steps[rows] >= self.max_episode_steps
+        self._success |= (reward > 0).any(axis=1)
         return ChunkStep(obs, reward, self._terminated.copy(), self._truncated.copy(), length)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ding_ebm.envs.avoid import MAX_DISPLACEMENT, AvoidBatch, AvoidEnv
 from ding_ebm.envs.avoid_modes import MAX_EPISODE_STEPS, AvoidModesBatch, AvoidModesEnv
 from ding_ebm.envs.batch import BatchEnv
+from ding_ebm.envs.single import SingleEnv
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Task:
     Attributes:
         name: Its name in configs and file names.
         extra: Extra of the package that its environment needs, ``core`` for none.
-        env_id: Gymnasium's name of the environment; ``avoid`` and ``avoid_modes`` are the classes here.
+        env_id: Gymnasium's name of the environment; ``avoid``, ``avoid_modes`` and ``mazes`` are modules here.
         obs_dim: Do.
         action_dim: Da.
         action_range: Lowest and highest action, the same in every dimension.
@@ -111,6 +112,45 @@ _HUMANOID = Task(
     other_dynamics={"v5": 348},
 )
 
+# D4RL's play and diverse differ in their data only: the environment is the same.
+_ANT_MAZE = Task(
+    name="antmaze",
+    extra="mujoco",
+    env_id="mazes",
+    obs_dim=29,
+    action_dim=8,
+    action_range=(-1.0, 1.0),
+    max_episode_steps=1000,
+    reference_returns=(0.0, 1.0),
+    reward_tuning="antmaze",
+    data_sets={},
+    dynamics="v4",
+    other_dynamics={"d4rl-v2": 29},
+)
+
+
+def _ant_maze(name: str, limit: int = 1000) -> Task:
+    files = {"demonstrations": (f"{name}.hdf5",)}
+    d4rl_id = f"{name.replace('_', '-')}-v2"
+    return replace(_ANT_MAZE, name=name, max_episode_steps=limit, data_sets=files, d4rl_id=d4rl_id)
+
+
+def _point_maze(size: str, limit: int, reference: tuple[float, float]) -> Task:
+    return Task(
+        name=f"maze2d_{size}",
+        extra="mujoco",
+        env_id="mazes",
+        obs_dim=4,
+        action_dim=2,
+        action_range=(-1.0, 1.0),
+        max_episode_steps=limit,
+        reference_returns=reference,
+        reward_tuning="none",
+        data_sets={"demonstrations": (f"maze2d_{size}.hdf5",)},
+        d4rl_id=f"maze2d-{size}-v1",
+    )
+
+
 _AVOID = Task(
     name="avoid",
     extra="core",
@@ -138,7 +178,7 @@ def _avoid_modes(name: str) -> Task:
     )
 
 
-# Reference returns of the locomotion tasks: D4RL (Fu et al. 2020, arXiv:2004.07219), of a random and an expert policy.
+# Reference returns of locomotion and mazes: D4RL (Fu et al. 2020, arXiv:2004.07219), of a random and an expert policy.
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
@@ -147,6 +187,15 @@ TASKS: Mapping[str, Task] = {
         _locomotion("halfcheetah", "HalfCheetah-v4", 17, 6, (-280.178953, 12135.0)),
         _locomotion("ant", "Ant-v4", 27, 8, (-325.6, 3879.7), v5_obs_dim=105),
         _HUMANOID,
+        _ant_maze("antmaze_umaze", limit=700),
+        _ant_maze("antmaze_umaze_diverse", limit=700),
+        _ant_maze("antmaze_medium_play"),
+        _ant_maze("antmaze_medium_diverse"),
+        _ant_maze("antmaze_large_play"),
+        _ant_maze("antmaze_large_diverse"),
+        _point_maze("umaze", 300, (23.85, 161.86)),
+        _point_maze("medium", 600, (13.13, 277.39)),
+        _point_maze("large", 800, (6.7, 273.99)),
         _AVOID,
         *(_avoid_modes(f"avoid_m{number}") for number in (1, 2, 3)),
     )
@@ -189,6 +238,8 @@ def make_env(name: str, dynamics: str | None = None) -> gymnasium.Env[Any, Any]:
         single = AvoidEnv if task.env_id == "avoid" else AvoidModesEnv
         return single(max_episode_steps=task.max_episode_steps)
     _check_extra(task)
+    if task.env_id == "mazes":
+        return SingleEnv(make_batch_env(task.name, 1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date.*", DeprecationWarning)
         env = gymnasium.make(task.env_id)

@@ -20,9 +20,17 @@ from ding_ebm.envs.registry import TASKS, get_task, make_batch_env, make_env, no
 
 LOCOMOTION = ["hopper", "walker2d", "halfcheetah", "ant"]
 RUNNING = [*LOCOMOTION, "humanoid"]
+ANT_MAZES = [f"antmaze_{kind}" for kind in ("umaze", "umaze_diverse")] + [
+    f"antmaze_{size}_{kind}" for size in ("medium", "large") for kind in ("play", "diverse")
+]
+POINT_MAZES = ["maze2d_umaze", "maze2d_medium", "maze2d_large"]
 MODES = ["avoid_m1", "avoid_m2", "avoid_m3"]
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
-TASK_NAMES = ["avoid", *MODES, *(pytest.param(name, marks=needs_mujoco) for name in RUNNING)]
+TASK_NAMES = [
+    "avoid",
+    *MODES,
+    *(pytest.param(name, marks=needs_mujoco) for name in [*RUNNING, *ANT_MAZES, *POINT_MAZES]),
+]
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)
@@ -53,12 +61,16 @@ def test_importing_the_table_loads_no_simulator() -> None:
 
 
 def test_scores_are_d4rls() -> None:
-    assert set(TASKS) == {"avoid", *MODES, *RUNNING}
+    assert set(TASKS) == {"avoid", *MODES, *RUNNING, *ANT_MAZES, *POINT_MAZES}
     for name, low, high in (
         ("hopper", -20.272305, 3234.3),
         ("walker2d", 1.629008, 4592.3),
         ("halfcheetah", -280.178953, 12135.0),
         ("ant", -325.6, 3879.7),
+        *((name, 0.0, 1.0) for name in ANT_MAZES),
+        ("maze2d_umaze", 23.85, 161.86),
+        ("maze2d_medium", 13.13, 277.39),
+        ("maze2d_large", 6.7, 273.99),
     ):
         np.testing.assert_allclose(normalized_score(name, np.array([low, high, (low + high) / 2])), [0, 100, 50])
     assert normalized_score("hopper", 1600.0) == pytest.approx(49.784, abs=1e-3)
@@ -100,11 +112,23 @@ def test_reference_returns_of_the_modes_are_standing_still_and_the_straightest_r
     assert 77 <= returns[1] <= 79
 
 
+def test_limits_and_names_of_the_mazes_are_d4rls() -> None:
+    limits = {"antmaze_umaze": 700, "antmaze_umaze_diverse": 700, "maze2d_umaze": 300, "maze2d_medium": 600}
+    limits["maze2d_large"] = 800
+    for name in (*ANT_MAZES, *POINT_MAZES):
+        assert get_task(name).max_episode_steps == limits.get(name, 1000)
+    assert get_task("antmaze_large_diverse").d4rl_id == "antmaze-large-diverse-v2"
+    assert get_task("maze2d_medium").d4rl_id == "maze2d-medium-v1" and get_task("humanoid").d4rl_id is None
+
+
 def test_data_sets_name_their_files() -> None:
     assert get_task("hopper").data_files("medium_expert") == ("hopper_medium.hdf5", "hopper_expert.hdf5")
     assert get_task("avoid").data_files("demonstrations") == ("avoid_demonstrations.hdf5",)
     for name in MODES:
         assert get_task(name).data_files("demonstrations") == (f"{name}_demonstrations.hdf5",)
+    for name in (*ANT_MAZES, *POINT_MAZES):
+        assert get_task(name).data_files("demonstrations") == (f"{name}.hdf5",)
+        assert get_task(name).reward_tuning == ("antmaze" if name in ANT_MAZES else "none")
     for name in LOCOMOTION:
         assert set(get_task(name).data_sets) == {"medium", "medium_replay", "medium_expert", "expert"}
     assert all(task.reward_tuning in KINDS for task in TASKS.values())
@@ -114,7 +138,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown task 'hoper', did you mean 'hopper'"):
         get_task("hoper")
     with pytest.raises(
-        ValueError, match=r"unknown task 'xyz'\. Known: hopper, walker2d, halfcheetah, ant, humanoid, avoid"
+        ValueError, match=r"unknown task 'xyz'\. Known: hopper, walker2d, halfcheetah, ant, humanoid, antmaze_umaze"
     ):
         make_batch_env("xyz", 3)
     with pytest.raises(ValueError, match=r"unknown data set of hopper 'medium-expert', did you mean 'medium_expert'"):

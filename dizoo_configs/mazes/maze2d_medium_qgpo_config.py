@@ -1,0 +1,11 @@
+"""QGPO on maze2d_medium."""
+
+from dizoo_configs.mazes.builder import qgpo
+
+main_config, create_config = qgpo("maze2d_medium")
+
+if __name__ == "__main__":
+    # or: ding -m serial_offline -c dizoo_configs/mazes/maze2d_medium_qgpo_config.py -s 0
+    from ding.entry import serial_pipeline_offline
+
+    serial_pipeline_offline((main_config, create_config), seed=0)
