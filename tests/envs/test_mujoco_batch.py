@@ -33,6 +33,8 @@ under_all_dynamics = pytest.mark.parametrize(
 NOISE = {"hopper": 0.005, "walker2d": 0.005, "halfcheetah": 0.1, "ant": 0.1, "humanoid": 0.01}
 NORMAL = ("halfcheetah", "ant")
 FIELDS = ("obs", "reward", "terminated", "truncated", "length")
+# Gymnasium's cost of a float32 action is float32 under NumPy 2, and float64 under NumPy 1 and here.
+ROUNDING = 1e-6 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 0.0
 
 
 def gym_states(batch: GymBatch) -> np.ndarray:
@@ -70,7 +72,8 @@ def test_whole_episodes_equal_gymnasiums_from_the_same_seeds(name: str, dynamics
         np.testing.assert_array_equal(physical(ours), gym_states(gym), err_msg=f"step {t}")
         for part, other in zip(step, expected):
             assert part.dtype == other.dtype
-            np.testing.assert_array_equal(part, other, err_msg=f"step {t}")
+            rounding = ROUNDING if part is step[1] and action.dtype == np.float32 else 0.0
+            np.testing.assert_allclose(part, other, rtol=0.0, atol=rounding, err_msg=f"step {t}")
         if not gym.running.any() or (t == 120 and (name == "ant" or dynamics != "v4")):
             break
     assert t > 15
