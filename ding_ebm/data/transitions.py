@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 # Two recordings of one observation may differ by rounding, as a share of 1 + its size.
 SAME = 1e-5
-# Rows that are moved at a time where an array is shortened in its place.
-_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -214,19 +212,26 @@ def shift_successors(source: str, columns: Mapping[str, NDArray[Any]], missing: 
     # A row before a dropped timeout is now the last of its episode, unless it ended the episode before.
     truncated[:-1] |= truncated[1:] & ~keep[1:] & ~terminated[:-1]
     rows = np.flatnonzero(keep)
-    # The last row is kept only if it is terminal: its successor is never used.
-    next_obs = obs.take(np.minimum(rows + 1, len(obs) - 1), axis=0)
-    kept = {name: _shorten(array, rows) for name, array in {**columns, "truncated": truncated}.items()}
+    next_obs = np.empty((len(rows), obs.shape[1]), obs.dtype)
+    _copy_runs(obs, rows[:-1] + 1, next_obs)
+    # The last row of all is kept only if it is terminal: its successor is never used.
+    next_obs[-1] = obs[min(rows[-1] + 1, len(obs) - 1)]
+    kept = {}
+    for name, array in {**columns, "truncated": truncated}.items():
+        _copy_runs(array, rows, array)
+        kept[name] = array[: len(rows)]
     return {**kept, "next_obs": next_obs}
 
 
-def _shorten(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Increasing ``rows`` of an array, moved to its front block by block: a second array would double the memory."""
-    if len(rows) < len(array):
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            array[start : start + len(block)] = array[block]  # never behind what is still to be read: rows[i] >= i
-    return array[: len(rows)]
+def _copy_runs(source: NDArray[Any], rows: NDArray[np.int64], target: NDArray[Any]) -> None:
+    """Copy increasing ``rows`` to the front of ``target``, which may be ``source``: a second array takes memory.
+
+    Rows that follow each other are copied together: there are about as many copies as episodes.
+    """
+    borders = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1, [len(rows)]])
+    for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist()):
+        if stop > start and (source is not target or rows[start] != start):
+            target[start:stop] = source[rows[start] : rows[start] + stop - start]
 
 
 def concatenate(parts: Sequence[Transitions]) -> Transitions:

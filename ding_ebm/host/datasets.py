@@ -40,7 +40,10 @@ class HostChunkDataset(ChunkDataset):
 
     def __init__(self, cfg: EasyDict) -> None:
         transitions, model = _read(cfg), cfg.policy.model
-        super().__init__(transitions, horizon_steps=model.horizon_steps, cond_steps=model.cond_steps, **_options(cfg))
+        windows = dict(padding=cfg.policy.collect.padding, act_steps=model.act_steps)
+        super().__init__(
+            transitions, horizon_steps=model.horizon_steps, cond_steps=model.cond_steps, **windows, **_options(cfg)
+        )
 
 
 def _read(cfg: EasyDict) -> Transitions:

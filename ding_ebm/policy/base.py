@@ -205,7 +205,7 @@ class OfflinePolicy(BasePolicy):
         collect=dict(
             # (str) Registered data set.
             data_type="ebm_offline",
-            # (str or list of str) Data files in D4RL's HDF5 layout, read as one set; the task must say it.
+            # (str or list of str) Data files or folders of any format, read as one set; the task must say it.
             data_path=None,
             # (str) Normalization of observations: 'none', 'mean_std' or 'min_max'.
             obs_normalization="none",

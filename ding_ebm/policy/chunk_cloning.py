@@ -50,6 +50,9 @@ class ChunkCloningPolicy(OfflinePolicy):
             data_type="ebm_chunks",
             obs_normalization="min_max",
             action_normalization="min_max",
+            # (str) Windows of an episode: 'dppo', those whose actions all lie in it, or 'diffusion_policy', where the
+            # last up to Ta - 1 actions may lie behind its end and repeat the last one.
+            padding="dppo",
         ),
     )
     rules: ClassVar[dict[str, Rule]] = {
@@ -62,6 +65,7 @@ class ChunkCloningPolicy(OfflinePolicy):
         "learn.ema_update_every": integer(1),
         "learn.ema_start_iter": integer(0),
         "learn.precision": choice(*PRECISIONS),
+        "collect.padding": choice("dppo", "diffusion_policy"),
     }
 
     @classmethod

@@ -6,14 +6,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from ding.config import compile_config
 from ding.utils import DATASET_REGISTRY
 from ding.utils.data import create_dataset
 from torch.utils.data import DataLoader
 
 from ding_ebm.config import ConfigError
-from ding_ebm.data.formats import write_d4rl_hdf5
+from ding_ebm.data.formats import FORMATS, write_d4rl_hdf5, write_data
 from ding_ebm.host import datasets
 from ding_ebm.host.datasets import HostOfflineDataset
+from dizoo_configs.builder import imitation
 
 
 def learn_from(path, **policy):
@@ -56,6 +58,30 @@ def test_several_files_are_one_set(make_cfg, data_file, make_transitions, tmp_pa
     write_d4rl_hdf5(other, make_transitions(episodes=2, seed=1))
     dataset = create_dataset(make_cfg(learn_from([data_file, other])))
     assert dataset.statistics["num_rows"] == 48 + 24
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_set_of_any_format_is_read(make_cfg, data_file, make_transitions, tmp_path, name):
+    path = tmp_path / ("rows.npz" if name == "dppo" else "rows")
+    write_data(path, make_transitions(), name)
+    found, expected = (
+        create_dataset(make_cfg(learn_from(file))).statistics["fingerprint"] for file in (path, data_file)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(("padding", "windows"), [("dppo", 4 * 9), ("diffusion_policy", 4 * 11)])
+def test_a_config_says_which_windows_are_cloned(data_file, padding, windows):
+    tiny = dict(
+        model=dict(horizon_steps=4, act_steps=3),
+        learn=dict(train_epoch=1, batch_size=8),
+        collect=dict(data_path=str(data_file), padding=padding),
+    )
+    main, create = imitation("diffusion_bc", "diffusion_bc", "avoid_m1", "demonstrations", dict(policy=tiny))
+    create.policy.type += "_command"
+    dataset = create_dataset(compile_config(main, seed=0, auto=True, create_cfg=create, save_cfg=False))
+    assert dataset.statistics["num_rows"] == windows
+    assert dataset.gather(torch.arange(windows))["action"].shape == (windows, 4, 2)
 
 
 def test_a_file_is_found_by_name_in_the_folder_of_data_sets(make_cfg, data_file, monkeypatch):
