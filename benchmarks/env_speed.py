@@ -26,8 +26,9 @@ import numpy as np  # noqa: E402
 from gymnasium.vector import AsyncVectorEnv  # noqa: E402
 
 from ding_ebm.envs.batch import BatchEnv, GymBatch  # noqa: E402
-from ding_ebm.envs.mujoco_batch import BODIES, MujocoBatch  # noqa: E402
+from ding_ebm.envs.mujoco_batch import MujocoBatch  # noqa: E402
 from ding_ebm.envs.registry import make_env  # noqa: E402
+from ding_ebm.envs.running import RUNNERS  # noqa: E402
 
 SCALE = 0.3  # of the actions
 OURS = "ours, chunks of 4"
@@ -138,7 +139,7 @@ def summary(row: dict[str, Any], key: str, values: list[float], form: str) -> No
 def main() -> None:
     """Measure everything, print it and write it to a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", default=list(BODIES), choices=list(BODIES))
+    parser.add_argument("--tasks", nargs="+", default=list(RUNNERS)[:3], choices=list(RUNNERS))
     parser.add_argument("--num-envs", type=int, default=40)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of our batch")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")

@@ -112,6 +112,16 @@ def test_reference_returns_of_the_modes_are_standing_still_and_the_straightest_r
     assert 77 <= returns[1] <= 79
 
 
+def test_the_page_of_tasks_has_the_tables_facts() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text("utf-8")
+    lines = [line.strip("| ").split(" | ") for line in page.split("## Locomotion")[0].splitlines() if line[:3] == "| `"]
+    assert [line[0].strip("`") for line in lines] == list(TASKS)
+    for line, task in zip(lines, TASKS.values()):
+        sizes = [task.obs_dim, task.action_dim, task.max_episode_steps]
+        low_to_high = "{} to {}".format(*task.reference_returns) if task.reference_returns else "none published"
+        assert line[1:] == [f"`{task.extra}`", *map(str, sizes), low_to_high, ", ".join(task.data_sets)]
+
+
 def test_limits_and_names_of_the_mazes_are_d4rls() -> None:
     limits = {"antmaze_umaze": 700, "antmaze_umaze_diverse": 700, "maze2d_umaze": 300, "maze2d_medium": 600}
     limits["maze2d_large"] = 800
