@@ -88,7 +88,7 @@ def _add_energy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--data",
         required=True,
         metavar="FILE",
-        help="HDF5 file in D4RL's layout, of the energy's task; best of episodes that it was not trained on",
+        help="data set of the energy's task, in any format; best of episodes that it was not trained on",
     )
     energy.add_argument("--out", required=True, metavar="FOLDER", help="where energy_*.png and .csv are (over)written")
     energy.add_argument(

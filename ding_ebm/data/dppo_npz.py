@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ding_ebm.data.npz import check_shape, flags, numbers, read_npz, texts_from_json, write_npz
+from ding_ebm.data.npz import check_shape, flags, npz_names, numbers, read_npz, texts_from_json, write_npz
 from ding_ebm.data.transitions import Episode, Transitions, end_episodes, shift_successors, split_episodes
 
 NORMALIZATION_FILE = "normalization.npz"
@@ -50,11 +50,11 @@ def read_dppo_npz(
     """
     path = Path(path)
     required, optional = ("states", "actions", "rewards", "traj_lengths"), ("terminals", "timeouts", "final_states")
-    found = read_npz(path, "a data set of DPPO's layout", required, (*optional, "images", "metadata"))
-    if "images" in found and not leave_out_images:
+    found = read_npz(path, "a data set of DPPO's layout", required, (*optional, "metadata"))
+    if "images" in npz_names(path) and not leave_out_images:
         raise ValueError(
-            f"{path} has images of shape {found['images'].shape}, and only states are read; leave them out "
-            "(leave_out_images, --leave-out-images) to read the states alone"
+            f"{path} has images, and only states are read; leave them out (leave_out_images, --leave-out-images) to "
+            "read the states alone"
         )
     lengths = _lengths(found, path)
     ranges = None if normalization == "none" else read_ranges(_ranges_file(path, normalization))

@@ -209,7 +209,7 @@ def test_rows_that_were_never_mapped_are_read_as_they_are(tmp_path: Path, data: 
         (dict(rewards=np.full(34, "1")), r"'rewards' must be numbers"),
         (dict(states=np.zeros((34, 3), complex)), "'states' has dtype complex128"),
         (dict(terminals=np.arange(34)), "'terminals' must hold 0 and 1 only, row 2 holds 2"),
-        (dict(images=np.zeros((34, 3, 4, 4), np.uint8)), r"has images of shape \(34, 3, 4, 4\), and only states"),
+        (dict(images=np.zeros((34, 3, 4, 4), np.uint8)), "has images, and only states are read; leave"),
         (dict(rewards=np.array([{}] * 34, dtype=object)), "not an npz file of plain arrays"),
         (dict(metadata=np.array("[1")), "'metadata' is not JSON"),
         (dict(metadata=np.array("[1]")), "'metadata' must be a JSON object"),
