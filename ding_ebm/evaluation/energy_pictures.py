@@ -78,7 +78,7 @@ def write_energy_pictures(
 
     Args:
         load_path: Checkpoint of an energy, or folder of a run that trained one.
-        data: HDF5 file in D4RL's layout, of the energy's task; best of episodes that it was not trained on.
+        data: A data set of the energy's task, in any format; best of episodes that it was not trained on.
         out: Folder, which is made.
         seed: Of the choice of rows and of the noise.
         log: Folder of the run whose logs show the training; None: that of the checkpoint, and no picture of the
