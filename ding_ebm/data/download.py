@@ -62,6 +62,13 @@ def _antmaze() -> dict[str, RemoteFile]:
     return files
 
 
+def _maze2d() -> dict[str, RemoteFile]:
+    return {
+        f"maze2d-{size}-v1": RemoteFile(f"maze2d/maze2d-{size}-sparse-v1.hdf5", f"maze2d_{size}.hdf5")
+        for size in ("umaze", "medium", "large")
+    }
+
+
 def _kitchen() -> dict[str, RemoteFile]:
     stems = {
         "complete": "mini_kitchen_microwave_kettle_light_slider-v0",
@@ -74,7 +81,7 @@ def _kitchen() -> dict[str, RemoteFile]:
 
 
 # D4RL (Fu et al. 2020, arXiv:2004.07219), by the names of its environments.
-REMOTE_FILES: Mapping[str, RemoteFile] = {**_locomotion(), **_antmaze(), **_kitchen()}
+REMOTE_FILES: Mapping[str, RemoteFile] = {**_locomotion(), **_antmaze(), **_maze2d(), **_kitchen()}
 
 
 def download(
