@@ -91,7 +91,7 @@ def write_differences(curves: Curves, path: Path) -> None:
     def later(run: LearningCurve) -> float:
         return float(run.mean[1:].mean())
 
-    curves = {task: kinds for task, kinds in curves.items() if len(kinds["dppo"]) > 1}
+    curves = {task: kinds for task, kinds in curves.items() if all(len(kinds[kind]) > 1 for kind in KINDS)}
     if not curves:
         return
 
