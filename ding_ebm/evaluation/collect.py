@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from ding_ebm.data.transitions import Transitions, concatenate
 from ding_ebm.envs.avoid_demos import OTHER_GATES, make_demonstrations, make_mode_demonstrations
-from ding_ebm.envs.batch import BatchEnv, latest_observations
+from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.envs.registry import make_batch_env
-from ding_ebm.evaluation.rollout import Act
+from ding_ebm.evaluation.rollout import Act, decisions
 
 # Makes demonstrations of a task from: number of episodes, seed, and ``noise``, see :func:`collect`.
 SCRIPTED: Mapping[str, Callable[..., Transitions]] = {
@@ -128,24 +128,15 @@ def _record_batch(
     decide: Act, env: BatchEnv, seeds: Sequence[int], cond_steps: int, source: str, progress: tqdm
 ) -> Transitions:
     """Rows of one episode for each of at most E seeds, episode by episode."""
-    count, size = len(seeds), env.num_envs
-    first = env.reset([*seeds, *[seeds[-1]] * (size - count)])[:, None]
-    running = np.arange(size) < count  # environments without a seed of their own are not looked at
-    seen, steps = np.repeat(first, cond_steps, axis=1), []
-    while running.any():
-        chosen = decide(seen[running])
-        actions = np.zeros((size, *chosen.shape[1:]), dtype=np.float32)
-        actions[running] = chosen
-        step = env.step_chunk(actions)
+    steps = []
+    for running, latest, actions, step in decisions(decide, env, seeds, cond_steps):
         number = np.arange(actions.shape[1])
         executed = running[:, None] & (number < step.length[:, None])
         last = executed & (number == step.length[:, None] - 1)
-        before = np.concatenate([seen[:, -1:], step.obs[:, :-1]], axis=1)
+        before = np.concatenate([latest[:, None], step.obs[:, :-1]], axis=1)
         ends = (last & step.terminated[:, None], last & step.truncated[:, None])
         steps.append((before, actions, step.reward.astype(np.float32), step.obs, *ends, executed))
         progress.update(int((running & (step.terminated | step.truncated)).sum()))
-        running = running & ~(step.terminated | step.truncated)
-        seen = latest_observations(seen, step.obs, step.length)
     *columns, executed = (np.concatenate(column, axis=1) for column in zip(*steps))
     return Transitions(*(column[executed] for column in columns), source)
 

@@ -7,14 +7,14 @@ observation and of an action, T steps of an episode.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ding_ebm.envs.batch import BatchEnv, latest_observations
+from ding_ebm.envs.batch import BatchEnv, ChunkStep, latest_observations
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -101,29 +101,49 @@ def rollout(
     )
 
 
-def _run_batch(
-    decide: Act, env: BatchEnv, seeds: Sequence[int], cond_steps: int, keep: bool, progress: tqdm
-) -> Episodes:
-    """One episode for each of at most E seeds; ``decide`` maps histories (k, To, Do) to chunks (k, Ta, Da)."""
+def decisions(
+    decide: Act, env: BatchEnv, seeds: Sequence[int], cond_steps: int
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32], ChunkStep]]:
+    """Run one episode for each of at most E seeds, decision by decision.
+
+    Args:
+        decide: Maps histories of running environments, (k, To, Do), to chunks (k, Ta, Da).
+        env: The environments; every one is reset.
+        seeds: Seed of the environment for each episode.
+        cond_steps: To.
+
+    Yields:
+        Which environments run, (E,), their latest observations before the decision, (E, Do), the actions, (E, Ta, Da),
+        and what came of them.
+    """
     count, size = len(seeds), env.num_envs
-    first = env.reset([*seeds, *[seeds[-1]] * (size - count)])[:, None]
+    seen = np.repeat(env.reset([*seeds, *[seeds[-1]] * (size - count)])[:, None], cond_steps, axis=1)
     running = np.arange(size) < count  # environments without a seed of their own are not looked at
-    returns, lengths = np.zeros(size), np.zeros(size, dtype=np.int64)
-    ended_by_task = np.zeros(size, dtype=np.bool_)
-    seen, made = np.repeat(first, cond_steps, axis=1), [first]
     while running.any():
         chosen = decide(seen[running])
         actions = np.zeros((size, *chosen.shape[1:]), dtype=np.float32)
         actions[running] = chosen
         step = env.step_chunk(actions)
+        yield running, seen[:, -1], actions, step
+        running = running & ~(step.terminated | step.truncated)
+        seen = latest_observations(seen, step.obs, step.length)
+
+
+def _run_batch(
+    decide: Act, env: BatchEnv, seeds: Sequence[int], cond_steps: int, keep: bool, progress: tqdm
+) -> Episodes:
+    """One episode for each of at most E seeds; ``decide`` maps histories (k, To, Do) to chunks (k, Ta, Da)."""
+    count, size = len(seeds), env.num_envs
+    returns, lengths = np.zeros(size), np.zeros(size, dtype=np.int64)
+    ended_by_task = np.zeros(size, dtype=np.bool_)
+    made: list[NDArray[np.float32]] = []
+    for running, before, _, step in decisions(decide, env, seeds, cond_steps):
         returns += np.where(running, step.reward.sum(axis=1), 0.0)
         lengths += np.where(running, step.length, 0)
         ended_by_task |= running & step.terminated
         progress.update(int(step.length[running].max()))
-        running &= ~(step.terminated | step.truncated)
-        seen = latest_observations(seen, step.obs, step.length)
         if keep:
-            made.append(step.obs)
+            made += [step.obs] if made else [before[:, None], step.obs]
     paths = None
     if keep:
         everything = np.concatenate(made, axis=1)
