@@ -10,7 +10,8 @@ from typing import Any
 from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 
-from ding_ebm.envs.registry import Task, get_task
+from ding_ebm.envs.registry import get_task
+from ding_ebm.envs.task import Task
 
 Configs = tuple[EasyDict, EasyDict]
 

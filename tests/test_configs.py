@@ -18,7 +18,8 @@ from easydict import EasyDict
 from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.data.formats import Transitions
-from ding_ebm.envs.registry import TASKS, Task, get_task
+from ding_ebm.envs.registry import TASKS, get_task
+from ding_ebm.envs.task import Task
 from ding_ebm.host.checks import check_run
 from dizoo_configs.gym import builder
 

@@ -154,22 +154,13 @@ def _tasks(options: argparse.Namespace) -> int:
     for task in TASKS.values():
         found = [name for name in task.data_sets if all(_is_found(file) for file in task.data_sets[name])]
         sizes = [str(n) for n in (task.obs_dim, task.action_dim, task.max_episode_steps)]
+        runs = f"with ding_ebm[{task.extra}]" if task.missing_modules else "yes"
         references = "{:g} to {:g}".format(*task.reference_returns) if task.reference_returns else "none published"
-        lines.append([task.name, task.extra, _runs_here(task.name), *sizes, references, ", ".join(found) or "none"])
+        lines.append([task.name, task.extra, runs, *sizes, references, ", ".join(found) or "none"])
     header = ["task", "extra", "runs here", "obs", "act", "limit", "returns that score 0 to 100", "data sets found"]
     print(format_table(header, lines), end="")
     print(f"\nData files are looked for here and in the folder that {DATA_FOLDER_VARIABLE} names.")
     return 0
-
-
-def _runs_here(name: str) -> str:
-    from ding_ebm.envs.registry import make_env
-
-    try:
-        make_env(name).close()
-    except ModuleNotFoundError:
-        return "no"
-    return "yes"
 
 
 def _is_found(name: str) -> bool:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import BatchEnv, ChunkStep, GymBatch, Step, checked_action, checked_rows, step_chunk_by_steps
-from ding_ebm.envs.registry import Task, get_task, make_batch_env, make_env
+from ding_ebm.envs.registry import get_task, make_batch_env, make_env
 from ding_ebm.envs.single import SingleEnv
+from ding_ebm.envs.task import Task
 
 BACKENDS = ("batch", "gymnasium", "envpool", "d4rl")
 _INSTALL = {
@@ -126,7 +127,7 @@ class EnvpoolBatch:
     success = None
 
     def __init__(self, task: Task, num_envs: int) -> None:
-        if task.dynamics not in ("v4", "v5") or not task.env_id.endswith(("-v4", "-v5")):
+        if task.gym_id is None or task.dynamics not in ("v4", "v5"):
             raise ValueError(f"env_backend='envpool': EnvPool has no task {task.name}")
         self._task, self._envpool = task, _module("envpool", "envpool")
         self.num_envs, self.obs_dim, self.action_dim = num_envs, task.obs_dim, task.action_dim
@@ -150,7 +151,7 @@ class EnvpoolBatch:
             order = [int(seeds[i]) % 2**31 for i in np.argsort(index)]
             limit = self.max_episode_steps
             self._pool = self._envpool.make(
-                self._task.env_id, env_type="gymnasium", num_envs=self.num_envs, seed=order, max_episode_steps=limit
+                self._task.gym_id, env_type="gymnasium", num_envs=self.num_envs, seed=order, max_episode_steps=limit
             )
         if index.size:
             obs, info = self._pool.reset(index.astype(np.int32))

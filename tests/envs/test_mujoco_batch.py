@@ -116,7 +116,7 @@ def test_time_limit_truncates_and_a_fall_in_the_last_step_is_both(name: str) -> 
     free.reset(range(num))
     lengths = free.step_chunk(actions).length
     limit = int(np.sort(lengths)[1 if name == "ant" else num // 2]) if name != "halfcheetah" else 11
-    gym = GymBatch(lambda: gymnasium.make(get_task(name).env_id, max_episode_steps=limit), num)
+    gym = GymBatch(lambda: gymnasium.make(get_task(name).gym_id, max_episode_steps=limit), num)
     ours = MujocoBatch(name, num, max_episode_steps=limit)
     gym.reset(range(num))
     ours.reset(range(num))

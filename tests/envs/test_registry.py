@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ding_ebm.data.rewards import KINDS
-from ding_ebm.envs import registry
+from ding_ebm.envs import task as task_module
 from ding_ebm.envs.avoid import AvoidBatch
 from ding_ebm.envs.avoid_modes import AvoidModesBatch, AvoidModesEnv
 from ding_ebm.envs.registry import TASKS, get_task, make_batch_env, make_env, normalized_score
@@ -162,7 +162,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(task_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs mujoco, imageio, packaging, .*'ding_ebm\[mujoco\]'"):
         make_env("hopper")
     with pytest.raises(ModuleNotFoundError, match=r"the task walker2d needs mujoco"):

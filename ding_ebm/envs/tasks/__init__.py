@@ -1,0 +1,1 @@
+"""The rows of the task table, one file a benchmark; importing them needs no simulator."""
