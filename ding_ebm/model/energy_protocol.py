@@ -92,10 +92,17 @@ def _check_gradient(values: Tensor, action: Tensor) -> None:
         raise ValueError("the energy must depend on the action, but its gradient in the action is zero in every row")
 
 
-@contextlib.contextmanager
-def eval_mode(energy: Any) -> Iterator[None]:
+def eval_mode(energy: Any) -> contextlib.AbstractContextManager[None]:
     """Every part of a module in eval mode, and each as it was afterwards; other functions as they are."""
-    parts = list(energy.modules()) if isinstance(energy, nn.Module) else []
+    return _all_in_eval_mode(energy) if isinstance(energy, nn.Module) else _AS_IT_IS
+
+
+_AS_IT_IS = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _all_in_eval_mode(module: nn.Module) -> Iterator[None]:
+    parts = list(module.modules())
     modes = [part.training for part in parts]
     try:
         for part in parts:

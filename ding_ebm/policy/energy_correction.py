@@ -19,7 +19,7 @@ from ding_ebm.config import Rule, choice, flag, integer, number, optional, seque
 from ding_ebm.energy.correction import CLIPS, best_of_n, correct
 from ding_ebm.energy.line_search import EnergyFn
 from ding_ebm.model.energy_model import EnergyMLP
-from ding_ebm.model.kept import Kept, state_of
+from ding_ebm.model.kept import Kept
 from ding_ebm.policy.chunk_model import raise_problems
 from ding_ebm.policy.trained_energy import check_fits, load_energy
 
@@ -124,10 +124,10 @@ def make_energy_correction(
     check_fits(energy, cfg.model, f"eval.energy_checkpoint {path}")
     binder: Kept[Callable[[Tensor], EnergyFn]] = Kept()  # the policy's units are known when its state is loaded
     units = model.obs_normalizer, model.action_normalizer
+    numbers = [x for normalizer in units for x in (normalizer.scale, normalizer.shift)]
 
     def bind(obs: Tensor, normalized: Tensor) -> EnergyFn:
-        state = state_of(*[x for normalizer in units for x in (normalizer.scale, normalizer.shift)])
-        return binder.get(state, lambda: energy.binder(*units))(normalized.view_as(obs))
+        return binder.get([x._version for x in numbers], lambda: energy.binder(*units))(normalized.view_as(obs))
 
     return EnergyCorrection(cfg.eval, bind, generator, autograd=not isinstance(energy.network, EnergyMLP))
 
