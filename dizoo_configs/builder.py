@@ -42,7 +42,7 @@ def offline(algo: str, policy_type: str, task_name: str, data_set: str, main: di
     )
     create = dict(
         env=dict(type="ebm_env", import_names=["ding_ebm.host"]),
-        env_manager=dict(type="base"),
+        env_manager=dict(type="ebm_vector", import_names=["ding_ebm.host"]),
         policy=dict(type=policy_type, import_names=["ding_ebm.policy", "ding_ebm.host"]),
     )
     return merge(facts, main), EasyDict(create)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from ding_ebm import __version__
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.cli import main
 from ding_ebm.cli.data import FORMAT_NAMES
 from ding_ebm.data.formats import FORMATS, read_d4rl_hdf5, read_data, write_d4rl_hdf5
@@ -65,7 +65,7 @@ def make_run(tmp_path: Path, text: str) -> list[str]:
     config.write_text(text, "utf-8")
     policy = create_policy(read_run_config(config).policy, enable_field=["learn"])
     (folder / "ckpt").mkdir(parents=True)
-    torch.save({**policy.learn_mode.state_dict(), "train_iter": 30}, folder / "ckpt" / "last.pth.tar")
+    write_checkpoint({**policy.learn_mode.state_dict(), "train_iter": 30}, folder / "ckpt" / "last.pth.tar")
     (folder / "total_config.py").write_text("exp_config = {\n    'seed': 4\n}\n", "utf-8")
     return ["eval", "-c", str(config), "--load-path", str(folder / "ckpt" / "last.pth.tar")]
 

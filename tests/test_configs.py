@@ -15,6 +15,7 @@ from ding.config import compile_config, read_config
 from ding.policy import create_policy
 from easydict import EasyDict
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.data.formats import Transitions
@@ -125,7 +126,7 @@ def test_a_config_of_action_chunks_passes_the_check_and_its_policy_learns_and_ac
         if "energy" in policy_cfg:
             assert policy_cfg.energy.ebm_ckpt_path == f"{task}_energy_seed0"
             energy = create_policy(compiled(path.with_name(f"{task}_energy_config.py")).policy, enable_field=["learn"])
-            torch.save(energy.learn_mode.state_dict(), tmp_path / "iteration_0.pth.tar")
+            write_checkpoint(energy.learn_mode.state_dict(), tmp_path / "iteration_0.pth.tar")
             policy_cfg.energy.ebm_ckpt_path = str(tmp_path)
         policy_cfg.learn.update(batch_size=4, epoch_per_collect=1)
         policy = create_policy(policy_cfg, enable_field=["learn", "collect", "eval"])

@@ -16,11 +16,12 @@ PACKAGE = ROOT / "ding_ebm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer imports itself and those before it.
-LAYERS = ("config", "diffusion", "model", "energy", "data", "envs", "policy", "host", "evaluation", "cli")
+LAYERS = ("config", "checkpoint", "diffusion", "model", "energy", "data", "envs", "policy", "host", "evaluation", "cli")
 BELOW_POLICY = LAYERS[: LAYERS.index("policy")]
 # Beyond the order: what a layer may import from outside the standard library and the package ...
 THIRD_PARTY = {
     "config": set(),
+    "checkpoint": {"torch"},
     "diffusion": {"torch"},
     "model": {"torch"},
     "energy": {"torch", "numpy"},

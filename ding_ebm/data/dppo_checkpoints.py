@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.data.dppo_layout import (
     NoiseNetwork,
     body_arguments,
@@ -148,7 +149,7 @@ def write_policy(
     ft_denoising_steps: int | None = None,
     ddim_steps: int | None = None,
 ) -> None:
-    """Write it as a torch file of tensors and plain values.
+    """Write it as a checkpoint, see :mod:`ding_ebm.checkpoint`.
 
     The file holds ``model``, of a fine-tuned policy ``fine_tuned`` and ``critic``, ``normalizer`` (``obs`` and
     ``action``) and ``meta``: kind and arguments of the networks and where the weights are from.
@@ -183,7 +184,7 @@ def write_policy(
     content: dict[str, Any] = {name: state for name, state in parts.items() if state is not None}
     content["normalizer"] = dict(obs=checkpoint.obs_normalizer, action=checkpoint.action_normalizer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**content, "meta": meta}, path)
+    write_checkpoint({**content, "meta": meta}, path)
 
 
 def _load(path: Path) -> dict[str, Any]:

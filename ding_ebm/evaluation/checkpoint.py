@@ -13,13 +13,13 @@ from ding.policy import create_policy
 from easydict import EasyDict
 from torch import Tensor
 
+from ding_ebm.checkpoint import read_checkpoint
 from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes, rollout
 from ding_ebm.host.backends import batch_env, task_of
 from ding_ebm.host.checks import check_run
 from ding_ebm.policy.base import BasePolicy
-from ding_ebm.policy.checkpoint_files import read_checkpoint
 
 
 def read_run_config(path: str | Path, seed: int = 0) -> EasyDict:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ding_ebm.checkpoint import find_checkpoint
 from ding_ebm.data.formats import DATA_FOLDER_VARIABLE
 from ding_ebm.evaluation.checkpoint import read_run_config, rollout_policy, run_facts
 from ding_ebm.evaluation.process import Job
@@ -17,7 +18,6 @@ from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes
 from ding_ebm.host.backends import batch_env
 from ding_ebm.policy.base import BasePolicy
-from ding_ebm.policy.checkpoint_files import newest_checkpoint
 
 FIRST_SEED = 1000
 THREADS = 1  # networks this small gain nothing from more, and lose much where the cores are busy
@@ -49,7 +49,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The last one."""
-        return newest_checkpoint(self.path)
+        return find_checkpoint(self.path)
 
     @property
     def typed(self) -> str:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ding_ebm.checkpoint import find_checkpoint
 from ding_ebm.data.checks import check_transitions
 from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.formats import find_data_file, read_data
@@ -26,7 +27,6 @@ from ding_ebm.energy.line_search import EnergyFn, Rescaled
 from ding_ebm.envs.registry import TASKS
 from ding_ebm.evaluation.energy_plots import Slice, plot_error, plot_slices, plot_sweeps, plot_training
 from ding_ebm.evaluation.logs import read_scalars, scalar_names
-from ding_ebm.policy.checkpoint_files import newest_checkpoint
 from ding_ebm.policy.energy_correction import BOUNDS
 from ding_ebm.policy.trained_energy import TrainedEnergy, load_energy
 
@@ -261,7 +261,7 @@ def _curves(load_path: str | Path, log: str | Path | None) -> Curves | None:
     """The training that a log shows; None if none was asked for and the checkpoint's run has none."""
     if log is not None:
         return training_curves(log)
-    parents = newest_checkpoint(load_path).resolve().parents
+    parents = find_checkpoint(load_path).resolve().parents
     return training_curves(parents[1]) if len(parents) > 1 and scalar_names(parents[1]) else None
 
 

@@ -15,6 +15,7 @@ from ding.worker.collector.base_serial_collector import ISerialCollector
 from easydict import EasyDict
 from torch import Tensor
 
+from ding_ebm.host.run_state import take_part
 from ding_ebm.host.vector_env import Decisions, VectorEnvManager
 
 
@@ -67,6 +68,7 @@ class ChunkCollector(ISerialCollector):
         self._tb_logger, self._name = tb_logger, instance_name
         self._env_steps = self._collections = self._episodes = 0
         self.reset(policy, env)
+        take_part(exp_name, "collector", self)
 
     def reset(self, _policy: Any = None, _env: VectorEnvManager | None = None) -> None:
         """Take another policy, other environments or both, and begin anew."""
@@ -141,6 +143,23 @@ class ChunkCollector(ISerialCollector):
             for key, value in values.items():
                 self._tb_logger.add_scalar(f"{self._name}_iter/{key}", value, train_iter)
                 self._tb_logger.add_scalar(f"{self._name}_step/{key}", value, self._env_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and where the episodes are."""
+        counters = dict(env_steps=self._env_steps, collections=self._collections, episodes=self._episodes)
+        return {**counters, "environments": self._env.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken."""
+        self._env_steps, self._collections, self._episodes = (
+            state[key] for key in ("env_steps", "collections", "episodes")
+        )
+        lost = self._env.load_state_dict(state["environments"])
+        if lost:
+            self._logger.warning(
+                f"the episodes of environments {lost} did not repeat under their seeds and actions, as those of this "
+                "backend need not: new ones have begun there"
+            )
 
     def close(self) -> None:
         """Release the environments."""

@@ -13,6 +13,7 @@ from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.data.formats import Transitions, concatenate, find_data_file, read_data
 from ding_ebm.host.backends import task_of
 from ding_ebm.host.checks import check_run
+from ding_ebm.host.run_state import take_part
 
 
 @DATASET_REGISTRY.register("ebm_offline")
@@ -32,6 +33,7 @@ class HostOfflineDataset(OfflineDataset):
 
     def __init__(self, cfg: EasyDict) -> None:
         super().__init__(_read(cfg), reward_tuning=cfg.policy.collect.reward_tuning, **_options(cfg))
+        take_part(cfg.exp_name, "data set", self)
 
 
 @DATASET_REGISTRY.register("ebm_chunks")
@@ -44,6 +46,7 @@ class HostChunkDataset(ChunkDataset):
         super().__init__(
             transitions, horizon_steps=model.horizon_steps, cond_steps=model.cond_steps, **windows, **_options(cfg)
         )
+        take_part(cfg.exp_name, "data set", self)
 
 
 def _read(cfg: EasyDict) -> Transitions:

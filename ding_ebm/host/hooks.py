@@ -1,26 +1,32 @@
 """Learner hooks: checkpoints that are never half written, resuming, and a progress bar.
 
 They take the place of DI-engine's hooks of the same names, which write files in place, count the iteration that a
-checkpoint was saved in twice, and show no progress.
+checkpoint was saved in twice, keep nothing but the policy, and show no progress.
+
+A checkpoint is of the moment at which the next iteration's data have not been drawn yet: online right after an update;
+offline the host may evaluate at that moment, and it is written when that is over.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from ding.utils import get_rank
 from ding.worker.learner.learner_hook import LearnerHook, LogShowHook, register_learner_hook
 from tqdm import tqdm
 
-from ding_ebm.policy.checkpoint_files import read_checkpoint
+from ding_ebm.checkpoint import check_sum, checkpoints_of, find_checkpoint, read_checkpoint, write_checkpoint
+from ding_ebm.host.run_state import evaluator_state, load_evaluator_state, load_sampling_state, sampling_state
+
+# What the host appends to the name of a run whose folder exists.
+_DATE = re.compile(r"_\d{6}_\d{6}$")
 
 
 class SaveCheckpointHook(LearnerHook):
-    """Write the policy's state beside its final name and rename it, so that the last good checkpoint is never lost.
+    """Write the run's state beside its final name and rename it, so that the last good checkpoint is never lost.
 
     Args:
         ext_args: ``freq``, iterations between checkpoints; the checkpoint after a run needs none.
@@ -29,57 +35,140 @@ class SaveCheckpointHook(LearnerHook):
     def __init__(self, *args: Any, ext_args: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._freq = (ext_args or {}).get("freq", 1)
+        self._due: dict[str, Any] | None = None
+        self._waits_for_evaluation = False
 
     def __call__(self, engine: Any) -> None:
-        """Save if the number of completed iterations is a multiple of ``freq``, or at the end of the run."""
+        """Save at the end of the run and every ``freq`` iterations; offline at the end of the epoch then begun."""
+        if get_rank() != 0:
+            return
         # The host counts an iteration after the hooks that follow it.
         completed = engine.last_iter.val + (self.position == "after_iter")
-        if get_rank() != 0 or (self.position == "after_iter" and completed % self._freq):
+        if self.position == "after_iter" and not self._is_due(engine, completed):
             return
-        folder = Path(engine.exp_name) / "ckpt"
+        sampling = sampling_state(engine.exp_name)
+        if self.position != "after_iter" or not is_offline(engine):
+            self._save(engine, completed, sampling)
+            return
+        self._due = sampling
+        if not self._waits_for_evaluation:
+            engine.register_hook(SaveDueHook(self))
+            self._waits_for_evaluation = True
+
+    def _is_due(self, engine: Any, completed: int) -> bool:
+        if not is_offline(engine):
+            return bool(completed % self._freq == 0)
+        epoch = engine.policy.get_attribute("cfg").learn.iterations_per_epoch
+        return bool(completed % epoch == 0 and completed // self._freq > (completed - epoch) // self._freq)
+
+    def save_due(self, engine: Any) -> None:
+        """Save what was due after the last iteration, if anything."""
+        if self._due is not None:
+            sampling, self._due = self._due, None
+            self._save(engine, engine.last_iter.val, sampling)
+
+    def _save(self, engine: Any, completed: int, sampling: dict[str, Any]) -> None:
+        folder = checkpoint_folder(engine)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (engine.ckpt_name or f"iteration_{completed}.pth.tar")
-        state = {**engine.policy.state_dict(), "last_iter": completed, "last_step": engine.collector_envstep}
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        state = {
+            **engine.policy.state_dict(),
+            "last_iter": completed,
+            "last_step": engine.collector_envstep,
+            "sampling": sampling,
+            "evaluator": evaluator_state(engine),
+        }
+        write_checkpoint(state, path)
         engine.info(f"{engine.instance_name} save ckpt in {path}")
 
 
+class SaveDueHook(LearnerHook):
+    """Before an iteration: have the checkpoint written that was due after the last one."""
+
+    def __init__(self, saving: SaveCheckpointHook) -> None:
+        super().__init__("save_ckpt_due", 20, position="before_iter")
+        self._saving = saving
+
+    def __call__(self, engine: Any) -> None:
+        """See :meth:`SaveCheckpointHook.save_due`."""
+        self._saving.save_due(engine)
+
+
 class LoadCheckpointHook(LearnerHook):
-    """Resume from ``learn.learner.hook.load_ckpt_before_run``; an offline run then makes only the epochs left."""
+    """Go on with a run: with the one that ``learn.resume_training`` finds, or ``load_ckpt_before_run`` names."""
 
     def __init__(self, *args: Any, ext_args: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._path = ext_args["load_path"]
 
     def __call__(self, engine: Any) -> None:
-        """Load the checkpoint, if the config names one."""
-        if not self._path:
+        """Load the checkpoint, if there is one to go on from."""
+        learn = engine.policy.get_attribute("cfg").learn
+        path = find_checkpoint(self._path) if self._path else _newest(engine, learn.get("resume_training", False))
+        if path is None:
             return
-        state = read_checkpoint(self._path)
+        state = read_checkpoint(path)
         completed = int(state.pop("last_iter"))
         engine.collector_envstep = state.pop("last_step")
         engine.last_iter.update(completed)
+        load_evaluator_state(engine, state.pop("evaluator"))
+        sampling = state.pop("sampling")
         engine.policy.load_state_dict(state)
-        learn = engine.policy.get_attribute("cfg").learn
-        if learn.get("train_epoch") is not None:
-            done, rest = divmod(completed, learn.iterations_per_epoch)
-            if rest:
-                raise ValueError(
-                    f"{self._path} is of iteration {completed}, within an epoch of {learn.iterations_per_epoch}; "
-                    "resume from a checkpoint at the end of one (choose save_ckpt_after_iter a multiple of it)"
-                )
-            if done >= learn.train_epoch:
-                raise ValueError(
-                    f"{self._path} is of iteration {completed}: the run of {learn.train_epoch} epochs of "
-                    f"{learn.iterations_per_epoch} is complete; raise learn.train_epoch to go on"
-                )
-            learn.train_epoch -= done
-        engine.info(f"{engine.instance_name} resumed from {self._path} at iteration {completed}")
+        load_sampling_state(engine.exp_name, sampling)
+        if is_offline(engine):
+            learn.train_epoch -= _epochs_done(path, completed, learn)
+        engine.info(f"{engine.instance_name} resumed from {path} at iteration {completed}")
+
+
+def is_offline(engine: Any) -> bool:
+    """Whether the learner's policy learns from a data set, by epochs."""
+    return engine.policy.get_attribute("cfg").learn.get("train_epoch") is not None
+
+
+def checkpoint_folder(engine: Any) -> Path:
+    """Where a run's checkpoints are; ``learn.resume_training`` keeps all of a run's in one folder.
+
+    The host gives an offline run that finds its folder another one, with the date, for logs and all.
+    """
+    own = Path(engine.exp_name)
+    if not engine.policy.get_attribute("cfg").learn.get("resume_training", False):
+        return own / "ckpt"
+    return own.with_name(_DATE.sub("", own.name)) / "ckpt"
+
+
+def _newest(engine: Any, resume: bool | str) -> Path | None:
+    """The run's latest checkpoint, or with ``newest_good`` the latest whose sum is right; None if it has none yet."""
+    found = checkpoints_of(checkpoint_folder(engine)) if resume else []
+    if resume != "newest_good":
+        return found[-1] if found else None
+    for path in reversed(found):
+        try:
+            check_sum(path)
+        except ValueError as error:
+            engine.info(f"{engine.instance_name} leaves out a checkpoint: {error}")
+        else:
+            return path
+    return None
+
+
+def _epochs_done(path: Path, completed: int, learn: Any) -> int:
+    done, rest = divmod(completed, learn.iterations_per_epoch)
+    if rest:
+        raise ValueError(
+            f"{path} is of iteration {completed}, within an epoch of {learn.iterations_per_epoch}; "
+            "resume from a checkpoint at the end of one (choose save_ckpt_after_iter a multiple of it)"
+        )
+    if done >= learn.train_epoch:
+        complete = (
+            f"{path} is of iteration {completed}: the run of {learn.train_epoch} epochs of "
+            f"{learn.iterations_per_epoch} is complete; raise learn.train_epoch to go on"
+        )
+        if not learn.get("resume_training", False):
+            raise ValueError(complete)
+        # A command that is given until it succeeds has succeeded. The host's pipeline cannot make a run of no epoch.
+        sys.stderr.write(f"{complete}\n")
+        raise SystemExit(0)
+    return done
 
 
 class LogAndProgressHook(LogShowHook):

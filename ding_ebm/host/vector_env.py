@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from ding.envs import BaseEnvTimestep
 from ding.utils import ENV_MANAGER_REGISTRY
 from easydict import EasyDict
@@ -83,6 +84,8 @@ class VectorEnvManager:
         self._env: Any = None
         self._seed, self._same_every_time = 0, False
         self._episode = np.zeros(self.env_num, dtype=np.int64)
+        # What was done in each running episode, (n, Da) a decision.
+        self._done: list[list[NDArray[np.float32]]] = [[] for _ in configs]
 
     # What the host's evaluator and pipelines call.
 
@@ -155,6 +158,8 @@ class VectorEnvManager:
             ValueError: If an action is not finite or the shape is wrong; no environment has been stepped then.
         """
         made = self._env.step_chunk(chunk)
+        for done, actions, count in zip(self._done, chunk, made.length):
+            done.append(actions[:count].copy())
         self._seen = latest_observations(self._seen, made.obs, made.length)
         next_obs, reward = self._seen.copy(), made.reward.sum(axis=1)
         self._return += reward
@@ -177,6 +182,63 @@ class VectorEnvManager:
             successes,
         )
 
+    # What checkpoints hold of it.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running episodes as their seeds' numbers and what was done in them: no simulator's state is needed."""
+        empty = np.zeros((0, self._env.action_dim), dtype=np.float32)
+        actions = [torch.from_numpy(np.concatenate([empty, *done])) for done in self._done]
+        seen, returns = (torch.from_numpy(x.copy()) for x in (self._seen, self._return))
+        episode = torch.from_numpy(self._episode.copy())
+        return dict(seed=self._seed, episode=episode, actions=actions, seen=seen, returns=returns)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
+        """Begin the episodes of :meth:`state_dict` again, and do in them what was done.
+
+        Returns:
+            Numbers of the environments whose episode came out otherwise, as it need not where a simulator keeps more
+            than a seed begins: they begin a new one.
+
+        Raises:
+            ValueError: If it is of another seed or number of environments.
+        """
+        there, here = (state["seed"], len(state["episode"])), (self._seed, self.env_num)
+        if there != here:
+            raise ValueError(
+                f"the checkpoint's episodes are of seed {there[0]} in {there[1]} environments, this run has seed "
+                f"{here[0]} and {here[1]} (env.collector_env_num): resume with the same"
+            )
+        actions, seen = [one.numpy() for one in state["actions"]], state["seen"].numpy()
+        self._episode = state["episode"].numpy() - 1  # the number of the running one
+        obs = self._replay(actions)
+        self._seen, self._return = seen.copy(), state["returns"].numpy().copy()
+        self._length = np.array([len(one) for one in actions])
+        self._done = [[one] for one in actions]
+        lost = np.flatnonzero((obs != seen[:, -1]).any(axis=1) | ~self._env.running)
+        if lost.size:
+            self._begin(lost)
+        return [int(i) for i in lost]
+
+    def _replay(self, actions: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Begin the next episode of every environment, do in each what is given, and return the observations, (E, Do).
+
+        All arrive at the same time: an episode of n actions begins n steps before the end.
+        """
+        count = np.array([len(one) for one in actions])
+        longest = int(count.max())
+        everything = np.zeros((self.env_num, longest, self._env.action_dim), dtype=np.float32)
+        for row, one in zip(everything, actions):
+            row[longest - len(one) :] = one
+        obs = np.zeros_like(self._seen[:, -1])
+        begins = sorted({longest - int(n) for n in count})
+        for begin, until in zip(begins, [*begins[1:], longest]):
+            rows = np.flatnonzero(longest - count == begin)
+            self._begin(rows)
+            obs[rows] = self._seen[rows, -1]
+            if until > begin:
+                obs = self._env.step_chunk(everything[:, begin:until]).obs[:, -1]
+        return obs
+
     def _begin(self, rows: NDArray[np.int64]) -> None:
         """Begin the next episode of some environments."""
         seeds = [
@@ -184,6 +246,8 @@ class VectorEnvManager:
         ]
         obs = self._env.reset(seeds, rows=rows)
         self._episode[rows] += 1
+        for i in rows:
+            self._done[i] = []
         if len(rows) == self.env_num:
             self._seen = np.repeat(obs[:, None], self._history, axis=1)
             self._return, self._length = np.zeros(self.env_num), np.zeros(self.env_num, dtype=np.int64)

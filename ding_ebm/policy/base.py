@@ -102,6 +102,11 @@ class BasePolicy(Policy):
         multi_gpu=False,
         # (bool) Prioritized replay; no policy of this package uses it.
         priority=False,
+        learn=dict(
+            # (bool or str) Whether to go on from the latest checkpoint in <exp_name>/ckpt, if there is one.
+            # 'newest_good': from the latest that is not damaged.
+            resume_training=False,
+        ),
         eval=ENERGY_CORRECTION,
     )
     rules: ClassVar[dict[str, Rule]] = {
@@ -109,6 +114,7 @@ class BasePolicy(Policy):
         "cuda": flag(),
         "multi_gpu": Rule(lambda v: v is False, "False: training on several GPUs is not supported yet"),
         "priority": Rule(lambda v: v is False, "False: prioritized replay is not supported"),
+        "learn.resume_training": either(flag(), choice("newest_good")),
     }
     # Minus the critic, of a policy that has one of actions.
     _critic_energy: CriticEnergy | None = None

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.model.critics import ValueNet
-from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import NETWORKS, check_facts, check_same, network_arguments
 
 # State dicts by the name of the model's part that they are of.
@@ -38,7 +38,7 @@ def take_base(model: nn.Module, cfg: Mapping[str, Any], path: str) -> None:
         FileNotFoundError: If there is none.
         ValueError: If it is of another kind, or of a model or sampler that is not the config's; names both values.
     """
-    file = newest_checkpoint(path)
+    file = find_checkpoint(path)
     state = read_checkpoint(str(file))
     parts = _converted_parts(state, cfg, file) if "meta" in state else _cloned_parts(state, cfg, file)
     for name, part in parts.items():
@@ -51,8 +51,7 @@ def _cloned_parts(state: Mapping[str, Any], cfg: Mapping[str, Any], path: Path) 
     if not network:
         raise ValueError(
             f"{path} is no cloned policy: it holds {', '.join(sorted(map(str, state)))} where a checkpoint of "
-            "diffusion_bc holds facts and model, with network_ema in it. A checkpoint of the reference implementation "
-            "must be converted by ding-ebm convert dppo"
+            "diffusion_bc holds facts and model, with network_ema in it"
         )
     check_facts(state, cfg["model"], str(path))
     normalizers = {name: _part(state["model"], name) for name in ("obs_normalizer", "action_normalizer")}

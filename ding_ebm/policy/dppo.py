@@ -76,6 +76,8 @@ class DPPOModel(nn.Module):
 class DPPOPolicy(BasePolicy):
     """DPPO under DI-engine's ``serial_onpolicy``, ``serial`` and ``eval`` pipelines."""
 
+    _collect_generator: torch.Generator | None = None  # of a policy that collects
+
     config = dict(
         # (str) Registered name of this policy.
         type="dppo",
@@ -459,6 +461,7 @@ class DPPOPolicy(BasePolicy):
         if not np.isfinite(obs).all():
             raise ValueError(f"obs of environment {int(np.argwhere(~np.isfinite(obs))[0, 0])} is not finite")
         normalized = self._model.obs_normalizer(torch.as_tensor(obs, dtype=torch.float32, device=self._device))
+        assert self._collect_generator is not None
         run = self._sample(normalized, self._model.fine_tuned, self._collect_generator)
         reduction = self._cfg.learn.log_prob_reduction
         log_prob = chunk_log_prob(run.chain[:, 1:], run.mean, self._log_prob_std, model.act_steps, reduction)
@@ -514,6 +517,8 @@ class DPPOPolicy(BasePolicy):
             "train_iter": self._train_iter,
             "generator": self._generator.get_state(),
             "reward_scaling": self._scaler_state if self._scaler is None else self._scaler.state_dict(),
+            "last_boundary": self._last_boundary,
+            "collect_generator": None if self._collect_generator is None else self._collect_generator.get_state(),
         }
 
     def _load_state_dict_learn(self, state_dict: dict[str, Any]) -> None:
@@ -524,6 +529,10 @@ class DPPOPolicy(BasePolicy):
         self._train_iter = int(state_dict["train_iter"])
         self._generator.set_state(state_dict["generator"].cpu())
         self._scaler, self._scaler_state = None, state_dict["reward_scaling"]
+        boundary = state_dict["last_boundary"]
+        self._last_boundary = None if boundary is None else boundary.to(self._device)
+        if self._collect_generator is not None and state_dict["collect_generator"] is not None:
+            self._collect_generator.set_state(state_dict["collect_generator"].cpu())
 
     def _load_state_dict_eval(self, state_dict: dict[str, Any]) -> None:
         check_facts(state_dict, self._cfg.model, "the checkpoint")

@@ -19,6 +19,7 @@ from ding.policy.command_mode_policy_instance import DummyCommandModePolicy
 from ding.utils import POLICY_REGISTRY
 from torch import Tensor
 
+from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.config import Rule, choice, either, flag, integer, number, optional, sequence, text
 from ding_ebm.diffusion.denoising import DenoisingPlan
 from ding_ebm.energy.potential import AGGREGATES, KFreePotential, build_k_use_indices, chain_energies
@@ -27,7 +28,6 @@ from ding_ebm.energy.shaping import REWARD_MODES, EnergyReward, rollout_potentia
 from ding_ebm.model.chains import DiffusionPrior
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.energy_protocol import check_energy
-from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import check_facts, make_plan, raise_problems
 from ding_ebm.policy.dppo import DPPOPolicy
 from ding_ebm.policy.online_energy import OnlineEnergy
@@ -245,7 +245,7 @@ class DPPOEBMPolicy(DPPOPolicy):
 
     def _value_potential(self, path: str) -> Callable[[Tensor], Tensor]:
         """The critic of a checkpoint of dppo, in units of the reward, times ``pbrs_alpha``."""
-        file = newest_checkpoint(path)
+        file = find_checkpoint(path)
         state = read_checkpoint(str(file))
         check_facts(state, self._cfg.model, str(file))
         model = self._cfg.model

@@ -17,9 +17,9 @@ from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 from torch import Tensor
 
+from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.config import Rule, choice, number, optional, text
 from ding_ebm.energy.joint import MODES, combined_loss
-from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_cloning import ChunkCloningPolicy
 from ding_ebm.policy.chunk_model import CHUNK_MODEL, AveragedChunkModel, check_facts
 from ding_ebm.policy.energy_model import EnergyModelPolicy
@@ -220,7 +220,7 @@ class _Taken:
     def __init__(
         self, path: str, facts: Mapping[str, Any], model: AveragedChunkModel, within: str | None = None
     ) -> None:
-        self._file = str(newest_checkpoint(path))
+        self._file = str(find_checkpoint(path))
         state = read_checkpoint(self._file)
         state = state.get(within, state)
         check_facts(state, facts, self._file)

@@ -26,6 +26,7 @@ from ding.utils import MODEL_REGISTRY, POLICY_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ding_ebm.checkpoint import read_checkpoint
 from ding_ebm.config import Rule, choice, either, flag, integer, number, optional, sequence, text
 from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.diffusion.schedules import VPLinearSchedule
@@ -35,7 +36,6 @@ from ding_ebm.model.diffusion import denoising_loss, random_times, sample_action
 from ding_ebm.model.energy import LABELS, GuidanceNet, cep_labels, cep_loss, log_mean_exp, mse_guidance_loss
 from ding_ebm.model.networks import NoiseNet
 from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, autocast_dtype, compiles, load_optimizer
-from ding_ebm.policy.checkpoint_files import read_checkpoint
 from ding_ebm.policy.chunk_model import checked_obs, raise_problems
 from ding_ebm.policy.energy_correction import CRITIC
 from ding_ebm.policy.support import checksum, default_cache_dir, support_actions

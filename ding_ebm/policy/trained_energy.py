@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.energy.line_search import EnergyFn, Rescaled
 from ding_ebm.model.bound_energy import BoundEnergyMLP, EnergyMLPWeights
 from ding_ebm.model.energy_model import EnergyMLP
-from ding_ebm.policy.checkpoint_files import newest_checkpoint, read_checkpoint
 from ding_ebm.policy.chunk_model import check_same
 from ding_ebm.policy.energy_training import KIND, make_energy
 
@@ -130,7 +130,7 @@ def load_energy(path: str, device: str | torch.device) -> TrainedEnergy:
         FileNotFoundError: If there is none.
         ValueError: If it is no checkpoint of an energy.
     """
-    file = newest_checkpoint(path)
+    file = find_checkpoint(path)
     state = read_checkpoint(str(file))
     state = state.get("energy", state)
     if state.get("kind") != KIND:

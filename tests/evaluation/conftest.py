@@ -9,6 +9,7 @@ import pytest
 import torch
 from ding.policy import create_policy
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.evaluation.checkpoint import read_run_config
 
 CONFIG = """
@@ -64,7 +65,7 @@ def make_run(folder: Path, text: str) -> Run:
     state["model"]["action_normalizer.scale"].fill_(0.01)
     checkpoint = folder / "run" / "ckpt" / "iteration_30.pth.tar"
     checkpoint.parent.mkdir(parents=True)
-    torch.save(state, checkpoint)
+    write_checkpoint(state, checkpoint)
     note = "exp_config = {\n    'env': {'seed': 3},\n    'seed': 7\n}\n"
     (folder / "run" / "total_config.py").write_text(note, "utf-8")
     return Run(config, checkpoint)

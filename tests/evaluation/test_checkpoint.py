@@ -7,6 +7,7 @@ import pytest
 import torch
 from easydict import EasyDict
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.config import ConfigError
 from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.envs.registry import make_batch_env
@@ -168,7 +169,7 @@ def test_a_mistyped_key_of_the_config_is_refused(run):
 
 def test_guidance_that_is_not_trained_is_refused(run):
     state = torch.load(run.checkpoint, weights_only=True)
-    torch.save({**state, "train_iter": 10}, run.checkpoint)
+    write_checkpoint({**state, "train_iter": 10}, run.checkpoint)
     with pytest.raises(ValueError, match="guidance is not trained"):
         evaluate_checkpoint(*run, **options())
 
@@ -184,12 +185,12 @@ def test_missing_files_are_named(run, tmp_path):
 def test_a_file_that_is_no_checkpoint_is_refused_by_its_name(run, content):
     whole = run.checkpoint.read_bytes()
     run.checkpoint.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ValueError, match=r"iteration_30\.pth\.tar is not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"iteration_30\.pth\.tar is damaged or cut short"):
         load_policy(*run)
 
 
 def test_a_checkpoint_of_something_else_is_refused(run):
-    torch.save({"weights": torch.zeros(2)}, run.checkpoint)
+    write_checkpoint({"weights": torch.zeros(2)}, run.checkpoint)
     with pytest.raises(ValueError, match="'model' and 'train_iter' expected"):
         load_policy(*run)
 
@@ -199,6 +200,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(run):
         def __reduce__(self):
             return (print, ("executed",))
 
-    torch.save({"model": Payload(), "train_iter": 30}, run.checkpoint)
+    write_checkpoint({"model": Payload(), "train_iter": 30}, run.checkpoint)
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         load_policy(*run)

@@ -200,8 +200,12 @@ def test_the_policy_checks_its_config_where_no_run_does(make_cfg):
 def test_an_environments_config_can_be_checked_alone(make_cfg):
     cfg = make_cfg()
     check_env(cfg.env)
+    with pytest.raises(ConfigError, match=r"env.manager.max_retry is not a known key"):
+        check_env(changed(cfg.env, "manager.max_retry", 3))
+    hosts = dict(cfg.env, manager=dict(type="base"))
+    check_env(changed(hosts, "manager.max_retry", 3))
     with pytest.raises(ConfigError, match=r"env.manager.max_rety is not a known key; did you mean 'max_retry'"):
-        check_env(changed(cfg.env, "manager.max_rety", 3))
+        check_env(changed(hosts, "manager.max_rety", 3))
 
 
 def test_a_mistyped_key_of_the_environment_is_refused_in_evaluation_too(make_cfg):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
-from ding.envs import BaseEnv, create_env_manager, get_vec_env_setting
+from ding.envs import BaseEnv, BaseEnvManager, get_vec_env_setting
 from ding.torch_utils import to_tensor
 from ding.utils import ENV_REGISTRY
 from easydict import EasyDict
@@ -137,7 +137,7 @@ def test_the_hosts_manager_seeds_each_environment_once(make_cfg):
     assert env_fn is TaskEnv and len(collector) == 1 and len(evaluator) == 2
     runs = []
     for _ in range(2):
-        manager = create_env_manager(cfg.env.manager, [lambda c=c: env_fn(cfg=c) for c in evaluator])
+        manager = BaseEnvManager([lambda c=c: env_fn(cfg=c) for c in evaluator], BaseEnvManager.default_config())
         manager.seed(0, dynamic_seed=False)
         manager.launch()
         starts = []

@@ -13,11 +13,12 @@ import torch
 from ding.policy import create_policy
 from ding.worker import BaseLearner
 from ding.worker.learner import learner_hook
+from easydict import EasyDict
 from tensorboardX import SummaryWriter
 
+from ding_ebm.checkpoint import read_checkpoint, write_checkpoint
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.host import hooks
-from ding_ebm.policy.checkpoint_files import read_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +47,11 @@ def bars(monkeypatch) -> list[Bar]:
     return Bar.made
 
 
-def learner_of(make_cfg, dataset: OfflineDataset, load: str = "", name: str = "run", seed: int = 0, **learn: Any):
+def learner_of(
+    make_cfg, dataset: OfflineDataset, load: str = "", name: str = "run", seed: int = 0, every: int = 4, **learn: Any
+):
     """The host's learner with a policy, after its ``before_run`` hooks, and the config that the host's loop reads."""
-    hook = dict(log_show_after_iter=2, save_ckpt_after_iter=4, load_ckpt_before_run=load)
+    hook = dict(log_show_after_iter=2, save_ckpt_after_iter=every, load_ckpt_before_run=load)
     cfg = make_cfg(dict(policy=dict(learn=dict(learn, learner=dict(hook=hook)))))
     torch.manual_seed(seed)
     policy = create_policy(cfg.policy, enable_field=["learn", "eval"])
@@ -124,8 +127,24 @@ def test_a_run_that_is_complete_is_refused_by_name(make_cfg, dataset, folder, ba
     learner, _, _ = learner_of(make_cfg, dataset)
     for _ in range(12):
         learner.train(dataset.__getitems__(range(32)))
-    with pytest.raises(ValueError, match="complete|no epoch"):
+    learner.call_hook("after_run")
+    with pytest.raises(ValueError, match="is of iteration 12: the run of 3 epochs of 4 is complete"):
         learner_of(make_cfg, dataset, "run/ckpt/iteration_12.pth.tar")
+
+
+class OnlinePolicy:
+    """A policy of no epochs, as a learner's hook sees it."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def forward(self) -> None: ...
+
+    def get_attribute(self, name: str) -> Any:
+        return EasyDict(learn=dict())
 
 
 def engine_of(state: dict[str, Any] | None = None, completed: int = 4) -> SimpleNamespace:
@@ -136,7 +155,7 @@ def engine_of(state: dict[str, Any] | None = None, completed: int = 4) -> Simple
         instance_name="learner",
         collector_envstep=-1,
         last_iter=SimpleNamespace(val=completed),
-        policy=SimpleNamespace(state_dict=lambda: state if state is not None else {"a": torch.ones(3)}),
+        policy=OnlinePolicy({"a": torch.ones(3)} if state is None else state),
         info=lambda message: None,
     )
 
@@ -184,7 +203,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(folder):
         def __reduce__(self):
             return (os.mkdir, (str(folder / "hacked"),))
 
-    torch.save({"last_iter": 0, "x": Evil()}, "evil.pth.tar")
+    write_checkpoint({"last_iter": 0, "x": Evil()}, "evil.pth.tar")
     with pytest.raises(Exception, match="[Ww]eights.only"):
         read_checkpoint("evil.pth.tar")
     assert not (folder / "hacked").exists()
@@ -204,6 +223,7 @@ def test_the_progress_bar_of_a_resumed_run_begins_where_it_was_and_ends_at_the_s
     learner, _, _ = learner_of(make_cfg, dataset)
     for _ in range(8):
         learner.train(dataset.__getitems__(range(32)))
+    learner.call_hook("after_run")
     bars.clear()
     resumed, _, _ = learner_of(make_cfg, dataset, "run/ckpt/iteration_8.pth.tar", "resumed")
     resumed.train(dataset.__getitems__(range(32)))
@@ -222,3 +242,50 @@ def test_the_hosts_table_shows_the_losses_of_the_stage(make_cfg, dataset, bars):
     assert shown[6] == {"critic_loss_avg", "q_mean_avg", "guidance_loss_avg", "log_partition_loss_avg"}
     assert shown[10] == {"guidance_loss_avg", "log_partition_loss_avg"}
     assert all(math.isfinite(value) for _, _, value in rows)
+
+
+def resume(make_cfg, dataset, name: str, how: bool | str):
+    """A run of that name with ``resume_training``."""
+    return learner_of(make_cfg, dataset, name=name, resume_training=how)
+
+
+def test_resuming_goes_on_from_the_latest_of_the_runs_own_checkpoints(make_cfg, dataset, folder, bars):
+    learner, _, _ = resume(make_cfg, dataset, "run", True)
+    assert learner.train_iter == 0, "there is nothing yet to go on from"
+    for _ in range(9):
+        learner.train(dataset.__getitems__(range(32)))
+    # The host gives an offline run whose folder exists another name; its checkpoints stay in one place.
+    again, _, cfg = resume(make_cfg, dataset, "run_261122_010203", True)
+    assert again.train_iter == 8 and cfg.policy.learn.train_epoch == 1
+    again.call_hook("after_run")
+    assert not (folder / "run_261122_010203" / "ckpt").exists()
+    other, _, _ = resume(make_cfg, dataset, "another", True)
+    assert other.train_iter == 0
+    for _ in range(4):
+        again.train(dataset.__getitems__(range(32)))
+    again.call_hook("after_run")
+    with pytest.raises(SystemExit) as ended:
+        resume(make_cfg, dataset, "run_261122_030405", True)
+    assert ended.value.code == 0
+
+
+def test_a_damaged_checkpoint_ends_a_resume_and_the_one_before_is_taken_when_asked_for(make_cfg, dataset, folder, bars):
+    learner, _, _ = learner_of(make_cfg, dataset)
+    for _ in range(12):
+        learner.train(dataset.__getitems__(range(32)))
+    newest = folder / "run" / "ckpt" / "iteration_8.pth.tar"
+    damaged = bytearray(newest.read_bytes())
+    damaged[1000] ^= 1
+    newest.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"iteration_8\.pth\.tar is damaged: its SHA-256 sum was"):
+        resume(make_cfg, dataset, "run", True)
+    again, _, _ = resume(make_cfg, dataset, "run", "newest_good")
+    assert again.train_iter == 4
+
+
+def test_offline_checkpoints_are_of_ends_of_epochs(make_cfg, dataset, folder, bars):
+    learner, _, _ = learner_of(make_cfg, dataset, every=5)
+    for _ in range(13):
+        learner.train(dataset.__getitems__(range(32)))
+    saved = sorted(path.name for path in (folder / "run" / "ckpt").iterdir())
+    assert saved == ["iteration_12.pth.tar", "iteration_8.pth.tar"]

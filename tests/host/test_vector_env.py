@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ from ding_ebm.host.env import ChunkTaskEnv, TaskEnv
 from ding_ebm.host.vector_env import VectorEnvManager
 
 E, TA, TO = 3, 5, 2
+needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
 
 
 def manager(
@@ -30,6 +33,13 @@ def manager(
     if launch:
         made.launch()
     return made
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
 
 
 def chunks(seed: int, envs: int = E) -> np.ndarray:
@@ -197,3 +207,59 @@ def test_the_buffer_hands_each_collection_out_whole_and_once():
     buffer.push({}, 4)
     with pytest.raises(RuntimeError, match="before the last one was learned from"):
         buffer.push({}, 5)
+
+
+@pytest.mark.parametrize("task", ["avoid", pytest.param("hopper", marks=needs_mujoco)])
+def test_episodes_go_on_where_they_were_in_another_process(task):
+    cfg = EasyDict(env_id=task, act_steps=TA, cond_steps=TO)
+    make = lambda: VectorEnvManager([partial(ChunkTaskEnv, cfg=cfg)] * E, EasyDict())  # noqa: E731
+    whole = make()
+    whole.seed(3)
+    whole.launch()
+    size = whole._env.action_dim
+    scale = float(whole._env.action_high[0])
+    chosen = np.random.default_rng(1).uniform(-scale, scale, (60, E, TA, size)).astype(np.float32)
+    ends, others = 0, []
+    for number, chunk in enumerate(chosen):
+        if number in (0, 1, 13, 37):
+            other = make()
+            other.seed(3)
+            other.launch()
+            assert other.load_state_dict(through_a_file(whole.state_dict())) == []
+            others.append(other)
+        made = whole.batch_step(chunk)
+        for other in others:
+            given = chunk.copy()
+            again = other.batch_step(given)
+            given[:] = 0.0  # what is kept of a chunk is not the caller's memory
+            for name in ("next_obs", "reward", "terminated", "truncated", "length"):
+                np.testing.assert_array_equal(getattr(made, name), getattr(again, name))
+            assert made.returns == again.returns and made.lengths == again.lengths
+        ends += len(made.returns)
+    assert ends >= E and len(others) == 4
+    for other in others:
+        now, there = whole.state_dict(), other.state_dict()
+        assert all(torch.equal(*pair) for pair in zip(now["actions"], there["actions"]))
+        assert all(torch.equal(now[key], there[key]) for key in ("episode", "seen", "returns"))
+
+
+def test_what_does_not_repeat_begins_anew_and_says_so():
+    vector = manager()
+    for number in range(4):
+        vector.batch_step(chunks(number))
+    state = vector.state_dict()
+    state["actions"][1] = state["actions"][1] * 0.9  # as if the simulator were another one
+    other = manager()
+    assert other.load_state_dict(state) == [1]
+    seen = vector.batch_obs
+    np.testing.assert_array_equal(other.batch_obs[[0, 2]], seen[[0, 2]])
+    assert not np.array_equal(other.batch_obs[1], seen[1])
+    assert other._episode.tolist() == [1, 2, 1] and other._length.tolist() == [20, 0, 20]
+
+
+def test_a_state_of_another_seed_or_number_of_environments_is_refused():
+    state = manager(seed=0).state_dict()
+    with pytest.raises(ValueError, match="are of seed 0 in 3 environments, this run has seed 1 and 3"):
+        manager(seed=1).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"this run has seed 0 and 2 \(env.collector_env_num\)"):
+        manager(envs=2).load_state_dict(state)

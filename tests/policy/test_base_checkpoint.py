@@ -16,13 +16,13 @@ from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 from torch import Tensor, nn
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.cli import main as command
 from ding_ebm.data.dppo_layout import reference_names
 from ding_ebm.diffusion.schedules import CosineSchedule
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.diffusion_mlp import DiffusionMLP
 from ding_ebm.model.unet import Unet1D
-from ding_ebm.policy.checkpoint_files import newest_checkpoint
 from ding_ebm.policy.dppo import DPPOPolicy
 from dizoo_configs.builder import online
 
@@ -163,7 +163,7 @@ def test_an_own_clone_acts_as_it_did(tmp_path, make_clone, make_two_ways):
     for _ in range(5):  # the average is not the network any more
         clone.learn_mode.forward(dataset.__getitems__(range(64)))
     (tmp_path / "ckpt").mkdir()
-    torch.save(clone.learn_mode.state_dict(), tmp_path / "ckpt" / "iteration_5.pth.tar")
+    write_checkpoint(clone.learn_mode.state_dict(), tmp_path / "ckpt" / "iteration_5.pth.tar")
     policy = policy_of(tmp_path)
     np.testing.assert_allclose(policy.act(observations()), clone.act(observations()), rtol=0.0, atol=1e-5)
     for model in (clone._model.network_ema, policy._model.fine_tuned):
@@ -208,10 +208,10 @@ def test_a_unet_whose_normalization_no_config_has_is_refused(convert):
 
 def test_what_is_no_cloned_policy_is_refused_with_what_it_holds(tmp_path, convert):
     convert([random_network("mlp", 0)], *K_OF_IT)
-    with pytest.raises(ValueError, match="holds ema, epoch, model .* must be converted by ding-ebm convert dppo"):
+    with pytest.raises(ValueError, match="do not end with the SHA-256 sum .* must be converted by ding-ebm convert"):
         policy_of(tmp_path / "state_7.pt")
     own = policy_of(tmp_path / "policy.pt")
-    torch.save(own.learn_mode.state_dict(), tmp_path / "iteration_1.pth.tar")  # fine-tuned, to be resumed instead
+    write_checkpoint(own.learn_mode.state_dict(), tmp_path / "iteration_1.pth.tar")  # fine-tuned, to be resumed instead
     with pytest.raises(ValueError, match="is no cloned policy"):
         policy_of(tmp_path)
 
@@ -220,15 +220,3 @@ def test_steps_of_fine_tuning_are_not_written_for_a_pretrained_policy(convert, c
     with pytest.raises(AssertionError):
         convert([random_network("mlp", 0)], *F_OF_IT)
     assert "this one is pre-trained" in capsys.readouterr().err
-
-
-def test_the_newest_checkpoint_of_a_folder_is_that_of_the_latest_iteration(tmp_path):
-    (tmp_path / "ckpt").mkdir()
-    for number in (5, 100, 20):
-        (tmp_path / "ckpt" / f"iteration_{number}.pth.tar").touch()
-    for place in (tmp_path, tmp_path / "ckpt", tmp_path / "ckpt" / "iteration_100.pth.tar"):
-        assert newest_checkpoint(place).name == "iteration_100.pth.tar"
-    (tmp_path / "empty").mkdir()
-    for place in (tmp_path / "empty", tmp_path / "missing"):
-        with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-            newest_checkpoint(place)

@@ -309,8 +309,9 @@ def test_a_restored_run_makes_the_identical_next_update(kind):
     file.seek(0)
     other = policy_of(KINDS[kind], seed=5)
     other.learn_mode.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(policy._last_boundary, other._last_boundary)
+    assert torch.equal(*(one.collect_chunks(observations(1, 3)[0])["chain"] for one in (policy, other)))
     data = collection(policy, seed=3)
-    policy._last_boundary = None  # environments begin anew after a restart
     assert policy.learn_mode.forward(data) == other.learn_mode.forward(data)
     states = [p.learn_mode.state_dict()["model"] for p in (policy, other)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -352,7 +353,7 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path):
         ),
         (lambda: policy_of(dict(model=dict(act_steps=5))), ConfigError, "what is executed must have been predicted"),
         (lambda: policy_of(dict(sampler=dict(ft_denoising_steps=0))), ValueError, "nothing would be trained"),
-        (lambda: policy_of(dict(base_policy_path=str(tmp_path))), FileNotFoundError, "no checkpoint at"),
+        (lambda: policy_of(dict(base_policy_path=str(tmp_path))), FileNotFoundError, "no checkpoint in"),
         (lambda: policy_of(dict(learn=dict(batch_size=73))).learn_mode.forward(collection(policy_of())), ValueError,
          r"batch_size \(73\) exceeds the 72 rows of a collection \(18 decisions of 4"),
         (lambda: learn(lambda data: data["reward"].__setitem__((2, 1), math.nan)), ValueError, "reward of environment"),

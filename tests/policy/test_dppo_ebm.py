@@ -15,6 +15,7 @@ from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 from torch import Tensor
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.config import ConfigError
 from ding_ebm.energy import shaping
 from ding_ebm.policy import dppo
@@ -54,7 +55,7 @@ def save_energy(path: Path, overrides: dict[str, Any] | None = None, change=None
     state = policy.learn_mode.state_dict()
     if change is not None:
         change(state)
-    torch.save(state, path)
+    write_checkpoint(state, path)
     return str(path)
 
 
@@ -132,7 +133,7 @@ def test_shaped_advantages_are_the_plain_ones_of_a_critic_without_the_potential(
             )
         ),
     }[how]
-    torch.save(policy_of("dppo", seed=5).learn_mode.state_dict(), tmp_path / "iteration_3.pth.tar")
+    write_checkpoint(policy_of("dppo", seed=5).learn_mode.state_dict(), tmp_path / "iteration_3.pth.tar")
     policy = policy_of("dppo_ebm", deep_merge_dicts(EasyDict(options), EasyDict(learn=dict(reward_scaling=False))))
     data = collection(policy)
     normalize, critic = policy._model.obs_normalizer, policy._model.critic
@@ -171,7 +172,7 @@ def test_a_value_potential_is_in_units_of_the_reward(tmp_path):
     data = collection(trained)
     data["reward"] *= 40.0
     trained._forward_learn(data)
-    torch.save(trained.learn_mode.state_dict(), tmp_path / "iteration_1.pth.tar")
+    write_checkpoint(trained.learn_mode.state_dict(), tmp_path / "iteration_1.pth.tar")
     options = dict(use_pbrs=True, pbrs_potential="value", pbrs_value_path=str(tmp_path), pbrs_alpha=2.0)
     policy = policy_of("dppo_ebm", dict(energy=options))
     obs = torch.randn(8, TO, DO, generator=torch.Generator().manual_seed(0))
@@ -215,7 +216,6 @@ def test_a_restored_run_makes_the_identical_next_update(energy):
     options = shaped(energy, use_energy_scaling=True)
     policy, other = policy_of("dppo_ebm", options), policy_of("dppo_ebm", options, seed=3)
     before = collection(policy)
-    before["boundary"][-1] = True  # a resumed run begins new episodes
     policy._forward_learn(before)
     file = io.BytesIO()
     torch.save(policy.learn_mode.state_dict(), file)
@@ -304,7 +304,7 @@ def test_what_cannot_be_used_is_refused_by_name(energy, tmp_path):
     longer = save_energy(tmp_path / "iteration_4.pth.tar", dict(model=dict(denoising_steps=20)))
     refused(dict(both, ebm_ckpt_path=longer), "denoising_steps is 20 there and 6 here")
     cloned = tmp_path / "iteration_5.pth.tar"
-    torch.save(policy_of("dppo").learn_mode.state_dict(), cloned)
+    write_checkpoint(policy_of("dppo").learn_mode.state_dict(), cloned)
     refused(dict(both, ebm_ckpt_path=str(cloned)), "is no energy")
 
     def poison(state: dict[str, Any]) -> None:

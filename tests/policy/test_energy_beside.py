@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.config import ConfigError
 from ding_ebm.policy.trained_energy import load_energy
 
@@ -37,7 +38,7 @@ def trained(make_clone, make_two_ways, tmp_path) -> dict[str, str]:
         train(policy, dataset, 8)
         folder = tmp_path / algorithm
         folder.mkdir()
-        torch.save(policy.learn_mode.state_dict(), folder / "iteration_8.pth.tar")
+        write_checkpoint(policy.learn_mode.state_dict(), folder / "iteration_8.pth.tar")
         folders[algorithm] = str(folder)
     return folders
 
@@ -84,7 +85,7 @@ def test_the_energy_alone_leaves_a_taken_policy_as_it_was(algorithm, make_clone,
     assert same(policy._model.state_dict(), taken["model"])
     ended = policy._beside._model.state_dict()
     assert not any(torch.equal(begun[key], ended[key]) for key in begun if key.endswith("weight"))
-    torch.save(policy.learn_mode.state_dict(), tmp_path / "iteration_12.pth.tar")
+    write_checkpoint(policy.learn_mode.state_dict(), tmp_path / "iteration_12.pth.tar")
     energy = load_energy(str(tmp_path), "cpu")
     batch = dataset.__getitems__(range(8))
     own = policy._beside._model.network_ema(batch["obs"], batch["action"])

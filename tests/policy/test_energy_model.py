@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.config import ConfigError
 from ding_ebm.energy.search import derivative_free_minimum
 from ding_ebm.policy.energy_model import EnergyModelPolicy
@@ -67,7 +68,7 @@ def test_a_run_is_read_back_as_the_energy_that_its_average_is(make_clone, make_t
     dataset = make_two_ways()
     policy = make_clone("energy_model", dict(model=dict(denoising_steps=5)), dataset)
     train(policy, dataset, 6)
-    torch.save(policy.learn_mode.state_dict(), tmp_path / "iteration_6.pth.tar")
+    write_checkpoint(policy.learn_mode.state_dict(), tmp_path / "iteration_6.pth.tar")
     energy = load_energy(str(tmp_path), "cpu")
     batch = dataset.__getitems__(range(8))
     k = torch.arange(8) % 6
@@ -80,7 +81,7 @@ def test_a_run_is_read_back_as_the_energy_that_its_average_is(make_clone, make_t
     with pytest.raises(ValueError, match="denoising_steps is 5 there and 20 here"):
         check_fits(energy, policy._cfg.model, "here", 20)
     clone = make_clone("gaussian_bc", dataset=dataset)
-    torch.save(clone.learn_mode.state_dict(), tmp_path / "iteration_7.pth.tar")
+    write_checkpoint(clone.learn_mode.state_dict(), tmp_path / "iteration_7.pth.tar")
     with pytest.raises(ValueError, match=r"iteration_7.pth.tar is no energy: it holds data_fingerprint, facts"):
         load_energy(str(tmp_path), "cpu")
 

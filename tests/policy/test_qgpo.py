@@ -15,6 +15,7 @@ import pytest
 import torch
 from ding.utils import POLICY_REGISTRY
 
+from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.config import ConfigError
 from ding_ebm.data.datasets import OfflineDataset
 from ding_ebm.model.critics import aggregate
@@ -241,7 +242,7 @@ def test_evaluation_takes_the_learners_checkpoint(done, make_policy, make_datase
 
 
 def save_behavior(policy: QGPOPolicy, path) -> str:
-    torch.save({**policy.learn_mode.state_dict(), "last_iter": 4, "last_step": -1}, path)
+    write_checkpoint({**policy.learn_mode.state_dict(), "last_iter": 4, "last_step": -1}, path)
     return str(path)
 
 
