@@ -6,7 +6,6 @@ Nobody has published sums of D4RL's files. The sum of the first download is writ
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+
+from ding_ebm.data.sums import file_sum
 
 MIRROR_VARIABLE = "DING_EBM_MIRROR"
 D4RL_HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
@@ -123,15 +124,6 @@ def download(
         found = _fetch(_address(remote, mirror), path, expected, _origin(note, sha256, remote), progress)
     note.write_text(f"{found}  {path.name}\n", "utf-8")
     return found
-
-
-def file_sum(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _address(remote: RemoteFile, mirror: str | None) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 import h5py
 
 from ding_ebm.data.d4rl_layout import read_d4rl_hdf5, write_d4rl_hdf5
-from ding_ebm.data.dppo_npz import read_dppo_npz, write_dppo_npz
+from ding_ebm.data.dppo_npz import NORMALIZATION_FILE, read_dppo_npz, write_dppo_npz
 from ding_ebm.data.episode_folder import read_episode_folder, write_episode_folder
 from ding_ebm.data.hdf5 import is_array, is_group, open_hdf5
 from ding_ebm.data.minari_layout import find_main_file, read_minari_folder, write_minari_folder
 from ding_ebm.data.npz import npz_names
 from ding_ebm.data.robomimic_layout import read_robomimic_hdf5, write_robomimic_hdf5
+from ding_ebm.data.sums import check_sums, write_sums
 from ding_ebm.data.transitions import Transitions, concatenate
 
 __all__ = [
@@ -120,7 +121,8 @@ def read_data(path: str | Path, name: str | None = None, **options: Any) -> Tran
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        ValueError: If it is of no known format, is damaged, or an option is given that its format does not have.
+        ValueError: If it is of no known format, is damaged (by its sums where they are noted, see
+            :mod:`ding_ebm.data.sums`), or an option is given that its format does not have.
     """
     path = Path(path)
     entry = find_format(path) if name is None else get_format(name)
@@ -130,11 +132,12 @@ def read_data(path: str | Path, name: str | None = None, **options: Any) -> Tran
         raise ValueError(f"{path} is read as {entry.name}, which has no option {key}; those that have it: {takers}")
     if entry.name == "dppo" and path.is_dir():
         path /= _DPPO_FILE
+    check_sums(path, _beside(entry, path))
     return entry.read(path, **given)
 
 
 def write_data(path: str | Path, transitions: Transitions, name: str | None = None) -> Format:
-    """Write a data set, and return its format.
+    """Write a data set and its sums, and return its format.
 
     Args:
         path: A new file or folder.
@@ -145,9 +148,15 @@ def write_data(path: str | Path, transitions: Transitions, name: str | None = No
         FileExistsError: If there is something at the path.
         ValueError: If no format is given and the suffix says none, or the format cannot hold the rows.
     """
-    entry = check_target(path, name)
-    entry.write(Path(path), transitions)
+    entry, path = check_target(path, name), Path(path)
+    entry.write(path, transitions)
+    write_sums(path, _beside(entry, path))
     return entry
+
+
+def _beside(entry: Format, path: Path) -> list[Path]:
+    """Files in the same folder that belong to a data set."""
+    return [path.with_name(NORMALIZATION_FILE)] if entry.name == "dppo" else []
 
 
 def check_target(path: str | Path, name: str | None = None) -> Format:

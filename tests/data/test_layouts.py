@@ -44,7 +44,11 @@ def test_what_is_written_reads_back_and_nothing_is_left_beside_it(tmp_path: Path
     assert_same(read, data)
     assert {**read.metadata, "obs_keys": ""} == {**data.metadata, "obs_keys": ""}
     assert read.source == str(path) and read.checksum() == data.checksum()
-    assert {file.name for file in path.parent.iterdir()} <= {NAMES[name], "normalization.npz"}
+    assert {file.name for file in path.parent.iterdir()} <= {
+        NAMES[name],
+        f"{NAMES[name]}.sha256",
+        "normalization.npz",
+    }
 
 
 @pytest.mark.parametrize("name", FORMATS)
