@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "eval", _eval, "evaluate a checkpoint with fixed seeds, a guided one at several scales"
     )
     evaluate.add_argument("-c", "--config", required=True, metavar="FILE", help="config that the run was made with")
-    evaluate.add_argument("--load-path", required=True, metavar="FILE", help="checkpoint, <exp_name>/ckpt/*.pth.tar")
+    evaluate.add_argument("--load-path", required=True, metavar="PATH", help="checkpoint, or folder of a run")
     evaluate.add_argument(
         "--guidance-scale",
         type=float,

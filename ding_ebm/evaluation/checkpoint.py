@@ -13,7 +13,7 @@ from ding.policy import create_policy
 from easydict import EasyDict
 from torch import Tensor
 
-from ding_ebm.checkpoint import read_checkpoint
+from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes, rollout
@@ -44,7 +44,7 @@ def load_policy(config_path: str | Path, checkpoint_path: str | Path, seed: int 
 
     Args:
         config_path: The config file of the run.
-        checkpoint_path: A checkpoint of the run.
+        checkpoint_path: A checkpoint of the run, or its folder.
         seed: Of the policy's own random numbers.
 
     Raises:
@@ -177,7 +177,7 @@ def run_facts(config: EasyDict, policy: BasePolicy) -> dict[str, Any]:
 
 def _seed_of_run(checkpoint_path: str | Path) -> int:
     """The seed in the config that the host saves in a run's folder; read as text, not executed."""
-    note = Path(checkpoint_path).resolve().parents[1] / "total_config.py"
+    note = find_checkpoint(checkpoint_path).resolve().parents[1] / "total_config.py"
     found = re.search(r"^ {4}'seed': (\d+)\b", note.read_text("utf-8"), re.MULTILINE) if note.is_file() else None
     if found is None:
         raise ValueError(
@@ -188,7 +188,8 @@ def _seed_of_run(checkpoint_path: str | Path) -> int:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    state = read_checkpoint(str(path))
+    path = find_checkpoint(path)
+    state = read_checkpoint(path)
     if "model" not in state or "train_iter" not in state:
         raise ValueError(f"{path} is not a checkpoint of a policy of this package: 'model' and 'train_iter' expected")
     return state

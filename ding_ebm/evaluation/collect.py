@@ -152,7 +152,7 @@ def _trained(task: str, checkpoint: str, config: str | Path | None, seed: int) -
     """What a checkpoint does, and the lengths of its chunks."""
     from ding_ebm.evaluation.checkpoint import chunk_lengths, load_policy, read_run_config
 
-    if not Path(checkpoint).is_file():
+    if not Path(checkpoint).exists():
         raise FileNotFoundError(f"no checkpoint at {checkpoint!r}; a policy is 'scripted', 'random' or a checkpoint")
     if config is None:
         raise ValueError(

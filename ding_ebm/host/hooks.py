@@ -19,7 +19,13 @@ from ding.worker.learner.learner_hook import LearnerHook, LogShowHook, register_
 from tqdm import tqdm
 
 from ding_ebm.checkpoint import check_sum, checkpoints_of, find_checkpoint, read_checkpoint, write_checkpoint
-from ding_ebm.host.run_state import evaluator_state, load_evaluator_state, load_sampling_state, sampling_state
+from ding_ebm.host.run_state import (
+    evaluator_of,
+    evaluator_state,
+    load_evaluator_state,
+    load_sampling_state,
+    sampling_state,
+)
 
 # What the host appends to the name of a run whose folder exists.
 _DATE = re.compile(r"_\d{6}_\d{6}$")
@@ -172,11 +178,12 @@ def _epochs_done(path: Path, completed: int, learn: Any) -> int:
 
 
 class LogAndProgressHook(LogShowHook):
-    """DI-engine's table of averages, and a progress bar with the rate and the time left."""
+    """DI-engine's table of averages, and a progress bar with rate, time left, stage and the last evaluation's score."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._bar: tqdm[Any] | None = None
+        self._environments: Any = None  # of the evaluator
 
     def __call__(self, engine: Any) -> None:
         """Advance the bar by the iteration just made, and log as the host does."""
@@ -193,6 +200,11 @@ class LogAndProgressHook(LogShowHook):
                     mininterval=interval,
                     smoothing=0.05,
                 )
+                evaluator = evaluator_of(engine)
+                self._environments = None if evaluator is None else evaluator._env
+            score = getattr(self._environments, "mean_return", None)
+            known = [engine.policy.get_attribute("stage"), "" if score is None else f"last score {score:.4g}"]
+            self._bar.set_postfix_str(", ".join(filter(None, known)), refresh=False)
             self._bar.update()
         super().__call__(engine)
 

@@ -61,7 +61,7 @@ def load_sampling_state(exp_name: str, state: dict[str, Any]) -> None:
 
 def evaluator_state(learner: Any) -> dict[str, Any]:
     """When the host has evaluated last, and the best mean return."""
-    evaluator = _evaluator_of(learner)
+    evaluator = evaluator_of(learner)
     if evaluator is None:
         return {}
     best, last = evaluator._max_episode_return, evaluator._last_eval_iter
@@ -70,13 +70,13 @@ def evaluator_state(learner: Any) -> dict[str, Any]:
 
 def load_evaluator_state(learner: Any, state: dict[str, Any]) -> None:
     """Have the host evaluate as it would have, and keep its best checkpoint until a better one."""
-    evaluator = _evaluator_of(learner)
+    evaluator = evaluator_of(learner)
     if evaluator is not None and state:
         evaluator._max_episode_return = state["max_episode_return"]
         evaluator._last_eval_iter = state["last_eval_iter"]
 
 
-def _evaluator_of(learner: Any) -> Any:
+def evaluator_of(learner: Any) -> Any:
     """The host's evaluator of the learner's policy; None where there is none, as in a run of nothing but learning."""
     policy = learner.policy.forward.__self__
     for thing in gc.get_objects():

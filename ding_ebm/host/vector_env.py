@@ -86,6 +86,7 @@ class VectorEnvManager:
         self._episode = np.zeros(self.env_num, dtype=np.int64)
         # What was done in each running episode, (n, Da) a decision.
         self._done: list[list[NDArray[np.float32]]] = [[] for _ in configs]
+        self._returns: list[list[float]] = [[] for _ in configs]
 
     # What the host's evaluator and pipelines call.
 
@@ -107,6 +108,7 @@ class VectorEnvManager:
             return
         if self._same_every_time:
             self._episode[:] = 0
+        self._returns = [[] for _ in range(self.env_num)]
         self._begin(np.arange(self.env_num))
 
     @property
@@ -144,6 +146,12 @@ class VectorEnvManager:
         if hasattr(self._env, "close"):
             self._env.close()
 
+    @property
+    def mean_return(self) -> float | None:
+        """Of episodes that ended since the last :meth:`reset`, as many of each environment; None if there is none."""
+        count = min(map(len, self._returns))
+        return float(np.mean([some[:count] for some in self._returns])) if count else None
+
     # What the chunk collector calls.
 
     @property
@@ -167,6 +175,8 @@ class VectorEnvManager:
         ended = np.flatnonzero(made.terminated | made.truncated)
         returns = {int(i): float(self._return[i]) for i in ended}
         lengths = {int(i): int(self._length[i]) for i in ended}
+        for i, value in returns.items():
+            self._returns[i].append(value)
         success = self._env.success
         successes = None if success is None else {int(i): bool(success[i]) for i in ended}
         if ended.size:

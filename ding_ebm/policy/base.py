@@ -162,6 +162,10 @@ class BasePolicy(Policy):
     def _get_train_iter(self) -> int:
         return self._train_iter
 
+    def _get_stage(self) -> str:
+        """What is trained now, for the progress line; empty where that is always the same."""
+        return ""
+
     def act(self, obs: np.ndarray, **options: Any) -> np.ndarray:
         """Actions for a batch of observations, both in the environment's units: (E, Do) to (E, Da).
 

@@ -26,7 +26,7 @@ from ding.utils import MODEL_REGISTRY, POLICY_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ding_ebm.checkpoint import read_checkpoint
+from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.config import Rule, choice, either, flag, integer, number, optional, sequence, text
 from ding_ebm.data.normalizer import Normalizer
 from ding_ebm.diffusion.schedules import VPLinearSchedule
@@ -308,7 +308,7 @@ class QGPOPolicy(OfflinePolicy):
         if self._support_folder is not None:  # an unusable folder ends the run now, not when the actions are drawn
             self._support_folder.mkdir(parents=True, exist_ok=True)
         if learn.behavior_checkpoint:
-            self._take_behavior(read_checkpoint(learn.behavior_checkpoint))
+            self._take_behavior(read_checkpoint(find_checkpoint(learn.behavior_checkpoint)))
 
     def set_statistic(self, statistics: dict[str, Any]) -> None:
         """Take what the run needs of its data set: normalizers, and the states to draw support actions for.
@@ -345,6 +345,12 @@ class QGPOPolicy(OfflinePolicy):
     @property
     def _in_behavior_stage(self) -> bool:
         return self._train_iter < self._cfg.learn.behavior_policy_stop_training_iter
+
+    def _get_stage(self) -> str:
+        if self._in_behavior_stage:
+            return "behavior"
+        critic = [] if self._critic_is_frozen else ["critic"]
+        return " and ".join(critic + ["guidance"] * (self._train_iter >= self._guidance_begins))
 
     @property
     def _guidance_begins(self) -> int:

@@ -39,6 +39,9 @@ class Bar:
     def update(self, n: int = 1) -> None:
         self.count += n
 
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        self.shown = text
+
 
 @pytest.fixture
 def bars(monkeypatch) -> list[Bar]:
@@ -215,6 +218,10 @@ def test_the_progress_bar_counts_iterations_of_the_whole_run(make_cfg, dataset, 
         learner.train(dataset.__getitems__(range(32)))
     (bar,) = bars
     assert (bar.options["initial"], bar.options["total"], bar.count) == (0, 12, 5)
+    assert bar.shown == "critic and guidance"
+    for _ in range(4):
+        learner.train(dataset.__getitems__(range(32)))
+    assert bar.shown == "guidance"
 
 
 def test_the_progress_bar_of_a_resumed_run_begins_where_it_was_and_ends_at_the_same_total(

@@ -107,7 +107,7 @@ def test_serial_offline_trains_through_all_stages_and_evaluates(ding, whole):
 
 
 def test_progress_is_shown_with_rate_and_time_left(whole):
-    assert re.search(r"train:.*12/12.*it/s", whole.stderr)
+    assert re.search(r"train:.*12/12.*it/s.*guidance", whole.stderr)
     assert re.search(r"support actions:.*2/2.*state/s", whole.stderr)
 
 
