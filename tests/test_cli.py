@@ -258,7 +258,9 @@ def test_an_evaluation_prints_a_table_and_appends_rows(capsys, run, tmp_path):
     # the same checkpoint, the same episodes
     assert [row[5:12] for row in rows[:2]] == [row[5:12] for row in rows[2:]]
     assert rows[0][-1] == f"ding-ebm {' '.join(arguments)}"
-    assert len(capsys.readouterr().out.splitlines()) == 8
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 12  # of each evaluation: the ways at each scale, and the table
+    assert [line.split(" of 3 episodes")[0][:-2] for line in said[:2]] == ["scale 0:", "scale 1.5:"]
 
     assert main(["report", str(out)]) == 0
     assert [line.split()[3:5] for line in capsys.readouterr().out.splitlines()[2:4]] == [["0", "2"], ["1.5", "2"]]
@@ -270,7 +272,7 @@ def test_an_evaluation_with_a_correction_says_what_it_did(capsys, run, tmp_path)
     config.write_text(config.read_text("utf-8").replace("eval=dict(", settings), "utf-8")
     assert main([*run, "--guidance-scale", "0", "1", "--episodes", "2", "--out", str(out)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(": energy ")[0] for line in said[:2]] == ["scale 0, 2 steps", "scale 1, 2 steps"]
+    assert [line.split(": energy ")[0] for line in said[:4:2]] == ["scale 0, 2 steps", "scale 1, 2 steps"]
     assert {row.policy for row in read_results(out)} == {"ebm_qgpo + 2 steps"}
 
 
@@ -278,7 +280,8 @@ def test_an_evaluation_of_a_policy_without_guidance_has_no_scale_and_takes_none(
     out = tmp_path / "results.csv"
     arguments = [*chunk_run, "--episodes", "3", "--out", str(out)]
     assert main(arguments) == 0
-    header, _, line = capsys.readouterr().out.splitlines()
+    ways, header, _, line = capsys.readouterr().out.splitlines()
+    assert ways.startswith("diffusion_bc: ") and " of 3 episodes got through" in ways
     assert header.split()[-4:] == ["success", "95", "%", "interval"]
     (row,) = read_results(out)
     assert (row.policy, row.guidance_scale) == ("diffusion_bc", None)

@@ -38,6 +38,7 @@ class Task:
         other_dynamics: The others, and Do under each.
         gym_id: Gymnasium's name of the environment; None if it has no such one.
         d4rl_id: D4RL's name of the environment; None if it has no such one.
+        position: Which numbers of an observation are x and y of what moves; None if it is not about a place.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Task:
     other_dynamics: Mapping[str, int] = field(default_factory=dict)
     gym_id: str | None = None
     d4rl_id: str | None = None
+    position: slice | None = None
 
     @property
     def base(self) -> str:

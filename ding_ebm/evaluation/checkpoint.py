@@ -17,6 +17,7 @@ from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes, rollout
+from ding_ebm.evaluation.ways import describe_ways, has_ways, ways_of
 from ding_ebm.host.backends import batch_env, task_of
 from ding_ebm.host.checks import check_run
 from ding_ebm.policy.base import BasePolicy
@@ -87,7 +88,8 @@ def evaluate_checkpoint(
         command: What the rows say that made them.
         num_envs: Environments at a time.
         train_seed: Seed that the run was trained with; None: as the host noted it beside the checkpoint's folder.
-        say: Takes a line on what a correction by an energy did to the actions, where the config asks for one.
+        say: Takes a line on what a correction by an energy did to the actions, where the config asks for one, and one
+            on the ways that the episodes took, where the task has ways.
 
     Raises:
         ValueError: As :func:`load_policy`; if the seed of the run is not known, or a scale is given for a policy
@@ -98,15 +100,19 @@ def evaluate_checkpoint(
     policy = load_policy(config_path, checkpoint_path)
     seed = _seed_of_run(checkpoint_path) if train_seed is None else train_seed
     facts = dict(run_facts(config, policy), seed=seed, command=command)
-    env = batch_env(config.env, min(num_envs, episodes))
+    env, task = batch_env(config.env, min(num_envs, episodes)), task_of(config.env)
     seeds = range(first_seed, first_seed + episodes)
     results = []
     for scale in evaluated:
         name = config.policy.type if scale is None else f"scale {scale:g}"
-        found = rollout_policy(policy, env, seeds, guidance_scale=scale, description=name)
+        found = rollout_policy(
+            policy, env, seeds, guidance_scale=scale, keep_trajectories=has_ways(task), description=name
+        )
         correction = policy.eval_mode.get_attribute("energy_correction")
         if say is not None and correction is not None:
             say(f"{name}, {correction.summary()}")
+        if say is not None and has_ways(task):
+            say(f"{name}: {describe_ways(ways_of(task, found.trajectories or []))}")
         results.append(make_result(found.returns, found.success, guidance_scale=scale, **facts))
     return results
 

@@ -114,14 +114,16 @@ def test_a_policy_corrected_by_an_energy_is_another_one_and_says_what_that_did(c
     monkeypatch.setattr(energy_correction, "load_energy", lambda path, device: energy)
     arguments, said = options(scales=None, episodes=2), []
     (plain,) = evaluate_checkpoint(*chunk_run, **arguments, say=said.append)
-    assert said == []
+    assert [line.split(" got ")[0][-13:] for line in said] == ["of 2 episodes"]
+    said.clear()
     settings = "dict(energy_checkpoint='e', energy_correction_steps=4, energy_candidates=2, energy_alpha=0.5)"
     text = chunk_run.config.read_text("utf-8")
     text = text.replace("main_config, ", f"tiny.setdefault('eval', {{}}).update({settings})\nmain_config, ")
     chunk_run.config.write_text(text, "utf-8")
     (row,) = evaluate_checkpoint(*chunk_run, **arguments, say=said.append)
     assert row.policy == f"{plain.policy} + best of 2 + 4 steps"
-    (line,) = said
+    line, ways = said
+    assert ways == f"{plain.policy}: 0 of 2 episodes got through"
     # 100 steps in chunks of 3, twice: the energy is least where every action is 0, and nobody moves.
     assert line.startswith(f"{plain.policy}, best of 2 + 4 steps: energy ") and " to 0 over 68 decisions" in line
     episodes = rollout_policy(load_policy(*chunk_run), make_batch_env("avoid_m1", 1), [5], keep_trajectories=True)

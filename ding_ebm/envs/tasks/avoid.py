@@ -39,6 +39,7 @@ _AVOID = Task(
     # 0: stand still for 150 steps; 100: from the middle of the start to the best lane at full speed, in 69 steps.
     reference_returns=(-0.3, 2.862),
     data_sets={"demonstrations": ("avoid_demonstrations.hdf5",)},
+    position=slice(2, 4),
 )
 
 

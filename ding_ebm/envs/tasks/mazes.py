@@ -22,6 +22,7 @@ def _ant_maze(name: str, limit: int = 1000) -> Task:
         dynamics="v4",
         other_dynamics={"d4rl-v2": 29},
         d4rl_id=f"{name.replace('_', '-')}-v2",
+        position=slice(0, 2),
     )
 
 
@@ -37,6 +38,7 @@ def _point_maze(size: str, limit: int, reference: tuple[float, float]) -> Task:
         reference_returns=reference,
         data_sets={"demonstrations": (f"maze2d_{size}.hdf5",)},
         d4rl_id=f"maze2d-{size}-v1",
+        position=slice(0, 2),
     )
 
 
