@@ -103,7 +103,9 @@ def test_help_is_quick_and_loads_neither_torch_nor_numpy():
     assert status == 0
     assert seconds < 1.0
     assert not {"torch", "numpy", "ding", "gymnasium", "matplotlib"} & set(modules)
-    assert all(command in done.stdout for command in ("tasks", "data", "eval", "report", "energy", "demo"))
+    assert all(
+        command in done.stdout for command in ("tasks", "data", "eval", "report", "trajectories", "energy", "demo")
+    )
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -306,6 +308,23 @@ def test_an_evaluation_refuses_a_foreign_file_before_the_work(capsys, run, tmp_p
 def test_an_evaluation_of_what_is_not_there_is_refused(capsys, run, option, value, message):
     run[run.index(option) + 1] = value
     assert message in refused(capsys, *run)
+
+
+def test_trajectories_are_drawn_in_the_order_of_the_options(capsys, chunk_run, data_file, tmp_path):
+    _, _, config, _, checkpoint = chunk_run
+    out, policy = tmp_path / "a.png", ["--policy", config, checkpoint]
+    arguments = ["trajectories", "avoid_m1", "--out", str(out), "--episodes", "3"]
+    assert main([*arguments, *policy, "--data", str(data_file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[2:4]] == [["diffusion_bc", "3"], ["data", "3"]]
+    assert out.read_bytes()[:4] == b"\x89PNG" and lines[-1] == f"written to {out}"
+    assert main([*arguments, "--data", str(data_file), *policy, "--titles", "A", "B"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:4]] == ["A", "B"]
+    assert "one for each of the 1 panels, got 2" in refused(capsys, *arguments, *policy, "--titles", "A", "B")
+    assert "does not fine-tune a cloned policy" in refused(capsys, *arguments, "--collecting", config)
+    assert "nothing to draw" in refused(capsys, *arguments)
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--collecting", "a", "b", "c"])
 
 
 def test_a_report_joins_files_and_refuses_a_run_given_twice(capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""The command ``ding-ebm``: tasks, data sets, evaluation of checkpoints, reports, pictures of energies, and the demo.
+"""The command ``ding-ebm``: tasks, data sets, evaluation, reports, pictures of episodes and energies, and the demo.
 
 Nothing heavier than argparse is imported before a subcommand needs it. What the user got wrong ends with exit status 2
 and a message; anything else is a bug and raises.
@@ -15,6 +15,7 @@ from pathlib import Path
 from ding_ebm import __version__
 from ding_ebm.cli.arguments import add_command, positive, quiet_import
 from ding_ebm.cli.data import add_data
+from ding_ebm.cli.trajectories import add_trajectories
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     report = add_command(commands, "report", _report, "summarize results over runs (seeds), with intervals")
     report.add_argument("files", nargs="+", metavar="FILE.csv", help="what `ding-ebm eval --out` wrote")
 
+    add_trajectories(commands)
     _add_energy(commands)
     _add_convert(commands)
 

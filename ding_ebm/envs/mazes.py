@@ -18,6 +18,7 @@ Rows, notes and letters as in :mod:`ding_ebm.envs.bodies`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -88,6 +89,8 @@ CELL = 4.0  # of AntMaze; of Maze2d it is 1
 GOAL_RADIUS = 0.5
 TORQUE = 30.0
 MAX_SPEED = 5.0
+# Of Maze2d: where the observed position of a wall's cell is, less its row and column.
+_WALL_OFFSET = 1.0 - 1.2
 
 
 def cells(layout: str, kinds: str) -> NDArray[np.int64]:
@@ -214,6 +217,31 @@ MAZES = (
     *("antmaze_umaze", "antmaze_umaze_diverse", "antmaze_medium_play", "antmaze_medium_diverse"),
     *("antmaze_large_play", "antmaze_large_diverse", "maze2d_umaze", "maze2d_medium", "maze2d_large"),
 )
+
+
+@dataclass(frozen=True)
+class FloorPlan:
+    """A maze from above, in the coordinates of its observations.
+
+    Attributes:
+        walls: Centers of the cells that are walls, (n, 2).
+        half: Half the width of a cell.
+        goals: Lowest and highest corner of the area that goals are drawn from, (2, 2).
+    """
+
+    walls: Floats
+    half: float
+    goals: Floats
+
+
+def floor_plan(name: str) -> FloorPlan:
+    """The floor plan of one of ``MAZES``."""
+    kind, size = name.split("_")[:2]
+    if kind == "antmaze":
+        corner = _ant_positions(ANT_LAYOUTS[size], "G")[0]
+        return FloorPlan(_ant_positions(ANT_LAYOUTS[size], "#"), CELL / 2, np.stack([corner, corner + 3 * CELL / 8]))
+    goal = cells(POINT_LAYOUTS[size], "G")[0].astype(np.float64)
+    return FloorPlan(cells(POINT_LAYOUTS[size], "#") + _WALL_OFFSET, 0.5, np.stack([goal, goal]))
 
 
 def _ant_positions(layout: str, kinds: str) -> Floats:

@@ -112,7 +112,7 @@ def plot_ways(path: str | Path, panels: Sequence[Ways], most: int = 100) -> None
     figure = Figure(figsize=(3.6 * len(panels) + 0.9, 5.2), layout="constrained")
     returns = np.concatenate([panel.returns[:most] for panel in panels])
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels):
-        _draw_table(axes)
+        draw_table(axes)
         _draw_lanes(axes)
         lines = LineCollection(panel.paths[:most], cmap="viridis", linewidths=1.0, alpha=0.75, zorder=3)
         lines.set_array(panel.returns[:most])
@@ -141,7 +141,7 @@ def plot_outcomes(
     figure = Figure(figsize=(3.3 * sum(ratios), 5.3), layout="constrained")
     *tables, last = figure.subplots(1, len(ratios), width_ratios=ratios)
     for axes, panel in zip(tables, panels):
-        _draw_table(axes)
+        draw_table(axes)
         x, y, radius = CYLINDERS[_LAST_ROW]
         gate = [FIELD_X[0], x - radius - ROD_RADIUS]
         axes.text(FIELD_X[1] - 0.01, FINISH_Y + 0.006, "finish", ha="right", va="bottom", fontsize=8)
@@ -221,7 +221,7 @@ def plot_clouds(path: str | Path, rows: Sequence[Sequence[Cloud]], limit: float 
     figure.savefig(path, dpi=_DPI)
 
 
-def _draw_table(axes: Axes) -> None:
+def draw_table(axes: Axes) -> None:
     """Cylinders with the reach of the rod around them, start and finish line."""
     for x, y, radius in CYLINDERS:
         axes.add_patch(Circle((x, y), radius + ROD_RADIUS, color="#d9d9d9", zorder=1))
@@ -243,7 +243,7 @@ def _draw_lanes(axes: Axes) -> None:
 
 def _draw_values(figure: Figure, values: ValueMap, decisions: Sequence[Decision]) -> None:
     axes = figure.subplots()
-    _draw_table(axes)
+    draw_table(axes)
     _draw_lanes(axes)
     mesh = axes.pcolormesh(values.x, values.y, values.value, cmap="cividis", shading="nearest", zorder=0)
     for decision in decisions:

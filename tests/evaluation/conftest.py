@@ -82,3 +82,12 @@ def chunk_run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """Of a policy over chunks of 3 actions that sees 2 observations."""
     text = FINE_TUNING if request.param == "dppo" else CLONING
     return make_run(tmp_path, text.format(algo=request.param))
+
+
+@pytest.fixture
+def fine_tuning(tmp_path: Path) -> tuple[Run, Path]:
+    """A cloned policy over chunks, and the config of its fine-tuning."""
+    cloned = make_run(tmp_path, CLONING.format(algo="diffusion_bc"))
+    config = tmp_path / "fine_tuning_config.py"
+    config.write_text(FINE_TUNING.format(algo="dppo"), "utf-8")
+    return cloned, config
