@@ -1,10 +1,12 @@
-"""Steps a second of the MuJoCo batch beside Gymnasium's, in one run: ``python benchmarks/env_speed.py [--out FILE]``.
+"""Steps a second of our batches beside Gymnasium's, in one run: ``python benchmarks/env_speed.py [--out FILE]``.
 
 Each round times every contender in turn, so that a change of the machine's speed meets all. A step counts if it was
 executed: not what a chunk held behind the end of an episode, nor the call by which AsyncVectorEnv resets. CPU time is
 that of the process with its threads and worker processes; the ratio is the median over rounds of ours with chunks of 4
 over the other. Actions are random and small, so that hoppers and walkers stand for some time, and ended episodes begin
-anew at once. Linux only: the CPU time of living workers is read from /proc.
+anew at once. On avoid, of which there are 1000, actions fill their range and drift upwards, so that episodes end at
+cylinders; there is no process an environment there, for a step takes less than to hand it over. Linux only: the CPU time
+of living workers is read from /proc.
 """
 
 from __future__ import annotations
@@ -25,20 +27,27 @@ warnings.filterwarnings("ignore")
 import numpy as np  # noqa: E402
 from gymnasium.vector import AsyncVectorEnv  # noqa: E402
 
+from ding_ebm.envs.avoid import MAX_DISPLACEMENT  # noqa: E402
 from ding_ebm.envs.batch import BatchEnv, GymBatch  # noqa: E402
 from ding_ebm.envs.mujoco_batch import MujocoBatch  # noqa: E402
-from ding_ebm.envs.registry import make_env  # noqa: E402
+from ding_ebm.envs.registry import make_batch_env, make_env  # noqa: E402
 from ding_ebm.envs.running import RUNNERS  # noqa: E402
 
 SCALE = 0.3  # of the actions
+AVOID = ("avoid", "avoid_m1")
+AVOID_ENVS = 1000
 OURS = "ours, chunks of 4"
 
 
 class Batch:
-    """A :class:`BatchEnv` stepped by chunks; an ended environment begins anew before the next chunk."""
+    """A :class:`BatchEnv` stepped by chunks; an ended environment begins anew before the next chunk.
 
-    def __init__(self, env: BatchEnv, chunk: int) -> None:
+    Actions are uniform within ``scale`` of ``drift``.
+    """
+
+    def __init__(self, env: BatchEnv, chunk: int, scale: float = SCALE, drift: Sequence[float] = (0.0,)) -> None:
         self._env, self._chunk = env, chunk
+        self._scale, self._drift = scale, np.asarray(drift, dtype=np.float32)
         self._rng = np.random.default_rng(0)
         self._seed = env.num_envs
         env.reset(range(env.num_envs))
@@ -47,7 +56,7 @@ class Batch:
         """Execute at least so many steps and return how many."""
         done, shape = 0, (self._env.num_envs, self._chunk, self._env.action_dim)
         while done < wanted:
-            actions = SCALE * self._rng.uniform(-1, 1, shape).astype(np.float32)
+            actions = self._scale * self._rng.uniform(-1, 1, shape).astype(np.float32) + self._drift
             if self._chunk == 1:
                 self._env.step(actions[:, 0])
                 done += self._env.num_envs
@@ -101,15 +110,30 @@ def cpu_seconds(workers: Sequence[Any]) -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure(name: str, num_envs: int, threads: int, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Steps a second of every contender, with ranges over the rounds."""
+def contenders_of(name: str, num_envs: int, threads: int) -> dict[str, Batch | Async]:
+    """What is timed on a task."""
+    if name in AVOID:
+        reach = MAX_DISPLACEMENT
+        return {
+            who: Batch(env, chunk, reach, (0.0, 0.4 * reach))
+            for who, env, chunk in (
+                (OURS, make_batch_env(name, num_envs), 4),
+                ("ours, single steps", make_batch_env(name, num_envs), 1),
+                ("GymBatch", GymBatch(lambda: make_env(name), num_envs), 1),
+            )
+        }
     workers = Async(name, num_envs)  # first: it forks, which is not for a process with threads
-    contenders: dict[str, Batch | Async] = {
+    return {
         OURS: Batch(MujocoBatch(name, num_envs, num_threads=threads), 4),
         "ours, single steps": Batch(MujocoBatch(name, num_envs, num_threads=threads), 1),
         "GymBatch": Batch(GymBatch(lambda: make_env(name), num_envs), 1),
         "AsyncVectorEnv": workers,
     }
+
+
+def measure(name: str, num_envs: int, threads: int, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Steps a second of every contender, with ranges over the rounds."""
+    contenders = contenders_of(name, num_envs, threads)
     speeds: dict[str, list[tuple[float, float]]] = {who: [] for who in contenders}
     for round_number in range(rounds + 1):
         for who, contender in contenders.items():
@@ -117,7 +141,9 @@ def measure(name: str, num_envs: int, threads: int, rounds: int, steps: int) -> 
             done = contender.run(steps if round_number else num_envs)  # the first round warms up
             if round_number:
                 speeds[who].append((done / (contender.cpu() - cpu), done / (time.perf_counter() - wall)))
-    workers.close()
+    for contender in contenders.values():
+        if isinstance(contender, Async):
+            contender.close()
     rows = []
     for who, values in speeds.items():
         row: dict[str, Any] = {"task": name, "environments": who}
@@ -139,9 +165,9 @@ def summary(row: dict[str, Any], key: str, values: list[float], form: str) -> No
 def main() -> None:
     """Measure everything, print it and write it to a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", default=list(RUNNERS)[:3], choices=list(RUNNERS))
-    parser.add_argument("--num-envs", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of our batch")
+    parser.add_argument("--tasks", nargs="+", default=[*RUNNERS, *AVOID], choices=[*RUNNERS, *AVOID])
+    parser.add_argument("--num-envs", type=int, default=40, help="of the running tasks; of avoid there are 1000")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of our MuJoCo batch")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--steps", type=int, default=20_000, help="steps of every contender in a round")
     parser.add_argument("--out", type=Path, help="CSV file to write")
@@ -149,8 +175,9 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     rows = []
     for name in args.tasks:
-        for row in measure(name, args.num_envs, args.threads, args.rounds, args.steps):
-            row.update(num_envs=args.num_envs, threads=args.threads, rounds=args.rounds, commit=commit.stdout.strip())
+        num_envs, threads = (AVOID_ENVS, 1) if name in AVOID else (args.num_envs, args.threads)
+        for row in measure(name, num_envs, threads, args.rounds, args.steps):
+            row.update(num_envs=num_envs, threads=threads, rounds=args.rounds, commit=commit.stdout.strip())
             rows.append(row)
             print(
                 f"{name:<12} {row['environments']:<20} steps a CPU second {row['steps_per_cpu_second']:>6} "
