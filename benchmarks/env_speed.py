@@ -5,8 +5,8 @@ executed: not what a chunk held behind the end of an episode, nor the call by wh
 that of the process with its threads and worker processes; the ratio is the median over rounds of ours with chunks of 4
 over the other. Actions are random and small, so that hoppers and walkers stand for some time, and ended episodes begin
 anew at once. On avoid, of which there are 1000, actions fill their range and drift upwards, so that episodes end at
-cylinders; there is no process an environment there, for a step takes less than to hand it over. Linux only: the CPU time
-of living workers is read from /proc.
+cylinders; there is no process an environment there, for a step takes less than to hand it over. Linux only: the CPU
+time of living workers is read from /proc.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Polygon, Rectangle
 
 from ding_ebm.envs.task import Task
 from ding_ebm.evaluation.plots import BLUE, GRAY, GREEN, ORANGE, draw_table
@@ -46,7 +46,7 @@ def plot_trajectories(
     seen: set[str] = set()
     for line, row in zip(grid, rows):
         for axes, shown in zip(line, row):
-            _draw_place(axes, shown.task)
+            draw_place(axes, shown.task)
             seen |= _draw_paths(axes, shown, most)
             axes.set_title(shown.title, fontsize=8)
             axes.tick_params(labelsize=6)
@@ -73,7 +73,7 @@ def _draw_paths(axes: Axes, shown: Trajectories, most: int) -> set[str]:
     return set(outcomes)
 
 
-def _draw_place(axes: Axes, task: Task) -> None:
+def draw_place(axes: Axes, task: Task) -> None:
     """What stands in the way, and where to go."""
     if has_ways(task):
         draw_table(axes)
@@ -83,10 +83,11 @@ def _draw_place(axes: Axes, task: Task) -> None:
     plan = floor_plan(task.base)
     squares = [Rectangle(tuple(center - plan.half), 2 * plan.half, 2 * plan.half) for center in plan.walls]
     axes.add_collection(PatchCollection(squares, facecolor="#8c8c8c", edgecolor="none", zorder=1))
-    low, high = plan.goals
-    near = FancyBboxPatch(tuple(low), *(high - low), boxstyle=f"round,pad={GOAL_RADIUS}", zorder=2)
-    near.set(color=GREEN, alpha=0.4)
-    axes.add_patch(near)
+    # All points within the goal's radius of where it may be.
+    angles = np.linspace(0.0, 2.0 * np.pi, 80, endpoint=False)
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    corners = np.where(around > 0.0, plan.goals[1], plan.goals[0])
+    axes.add_patch(Polygon(corners + GOAL_RADIUS * around, color=GREEN, alpha=0.4, linewidth=0.0, zorder=2))
     lowest, highest = plan.walls.min(axis=0) - plan.half, plan.walls.max(axis=0) + plan.half
     axes.set(xlim=(lowest[0], highest[0]), ylim=(lowest[1], highest[1]), aspect="equal")
 
@@ -94,5 +95,5 @@ def _draw_place(axes: Axes, task: Task) -> None:
 def _height_of_width(task: Task) -> float:
     """Height of a panel over its width."""
     axes = Figure().subplots()
-    _draw_place(axes, task)
+    draw_place(axes, task)
     return float(np.ptp(axes.get_ylim()) / np.ptp(axes.get_xlim()))

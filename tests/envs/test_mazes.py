@@ -18,7 +18,7 @@ if importlib.util.find_spec("mujoco") is None:
 
 import mujoco
 
-from ding_ebm.envs.mazes import ANT_LAYOUTS, MAZES, POINT_LAYOUTS, AntMaze, Maze2d, cells
+from ding_ebm.envs.mazes import ANT_LAYOUTS, MAZES, POINT_LAYOUTS, AntMaze, Maze2d, cells, floor_plan, make_maze
 from ding_ebm.envs.mujoco_batch import MujocoBatch
 
 SIZES = ["umaze", "medium", "large"]
@@ -76,6 +76,22 @@ def test_walls_and_goals_of_maze2d_are_where_d4rl_has_them(size: str, count: int
     assert np.abs(starts - starts.round()).max() <= 0.1
     assert len({tuple(cell) for cell in starts.round()}) == free, "the goal's cell is one of them"
     assert physical(env)[:, 2:].std() == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("name", MAZES)
+def test_a_floor_plan_is_the_models_in_the_coordinates_of_observations(name: str) -> None:
+    plan, body = floor_plan(name), make_maze(name, "v4")
+    boxes, data = walls(body.model), mujoco.MjData(body.model)
+    # Of Maze2d positions count from where the point's body stands, and a wall has half a cell to each side.
+    mujoco.mj_forward(body.model, data)
+    origin = data.xpos[1, :2] - data.qpos[:2]
+    np.testing.assert_allclose(plan.walls, body.model.geom_pos[boxes, :2] - origin, atol=1e-12)
+    np.testing.assert_array_equal(body.model.geom_size[boxes, :2], plan.half)
+    (low, high), rng = plan.goals, np.random.default_rng(0)
+    goals = body._goal(
+        np.concatenate([np.zeros((200, body._notes.start)), [body.start(rng, data) for _ in range(200)]], 1)
+    )
+    assert (goals >= low).all() and (goals <= high).all() and (np.ptp(np.atleast_2d(goals), axis=0) <= high - low).all()
 
 
 def test_antmaze_is_d4rls_ant() -> None:
