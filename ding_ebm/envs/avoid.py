@@ -4,7 +4,7 @@ A light stand-in for the avoiding task of D3IL (Jia et al. 2024, arXiv:2402.1460
 2024, arXiv:2409.00588) fine-tunes it: the same cylinders, start, observation, action and ways through, but a
 point that follows its target by a formula instead of a simulated arm. Differences: the reward and the end of an
 episode are ours (below), the start varies by up to a centimeter so that episodes differ by their seed, and an
-observation is taken after the action, not before it. Lengths are meters.
+observation is taken after the action, not before it, unless ``stale_obs`` says so. Lengths are meters.
 
 Observation (4): target x, y and actual x, y. Action (2): displacement of the target, clipped to +-0.01 in x and in y.
 
@@ -74,6 +74,8 @@ class AvoidBatch:
         num_envs: E.
         tracking: ``ideal``, the actual position is the target (the observation is then the whole state); or ``arx``,
             it follows with the arm's lag and overshoot, by a recursion over two steps.
+        stale_obs: Whether a step returns what was before it, so that the first one returns the first observation again.
+            The simulated arm's environment does.
         max_episode_steps: Steps after which an episode is truncated.
 
     Attributes:
@@ -91,8 +93,11 @@ class AvoidBatch:
     _target: NDArray[np.float64]
     _actual: NDArray[np.float64]
     _previous: NDArray[np.float64]
+    _shown: NDArray[np.float32]
 
-    def __init__(self, num_envs: int, *, tracking: str = "ideal", max_episode_steps: int = 150) -> None:
+    def __init__(
+        self, num_envs: int, *, tracking: str = "ideal", stale_obs: bool = False, max_episode_steps: int = 150
+    ) -> None:
         if num_envs < 1 or max_episode_steps < 1:
             raise ValueError(f"num_envs and max_episode_steps must be positive, got {num_envs} and {max_episode_steps}")
         if tracking not in TRACKINGS:
@@ -101,7 +106,8 @@ class AvoidBatch:
         self.max_episode_steps = max_episode_steps
         self.action_low = np.full(2, -MAX_DISPLACEMENT, dtype=np.float32)
         self.action_high = -self.action_low
-        self._tracking = tracking
+        self._tracking, self._stale = tracking, stale_obs
+        self._shown = np.zeros((num_envs, 4), dtype=np.float32)
         self._target = self._actual = self._previous = np.zeros((num_envs, 2))
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._collided = np.zeros(num_envs, dtype=np.bool_)
@@ -125,13 +131,15 @@ class AvoidBatch:
             array = getattr(self, name).copy()  # the old one may be held outside, or by another name
             array[index] = value
             setattr(self, name, array)
-        return self._obs()
+        self._shown = self._shown.copy()
+        self._shown[index] = self._state()[index]
+        return self._shown.copy()
 
     def step(self, action: NDArray[Any]) -> Step:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
         action = checked_action(action, self.num_envs, self.action_dim)
         running = self.running
-        before = self._actual
+        before, stale = self._actual, self._state() if self._stale else None
         self._move(np.clip(action, -MAX_DISPLACEMENT, MAX_DISPLACEMENT), running[:, None])
         x, y = self._actual[:, 0], self._actual[:, 1]
         # (x - c)^2 + (y - d)^2 < r^2 for each cylinder
@@ -142,7 +150,8 @@ class AvoidBatch:
         # Where an episode has ended nothing has moved, so that the judgement stays as it was.
         reward = self._judge(before, (x < FIELD_X[0]) | (x > FIELD_X[1]))
         self._truncated = ~self._terminated & (self._steps >= self.max_episode_steps)
-        return self._obs(), np.where(running, reward, 0.0), self._terminated.copy(), self._truncated.copy()
+        self._shown = self._state() if stale is None else np.where(running[:, None], stale, self._shown)
+        return self._shown.copy(), np.where(running, reward, 0.0), self._terminated.copy(), self._truncated.copy()
 
     def step_chunk(self, actions: NDArray[Any]) -> ChunkStep:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`."""
@@ -180,7 +189,7 @@ class AvoidBatch:
             gate = (x[:, None, None] > _ROWS_EDGES).sum(axis=2)
             self.gates = np.where(first, gate, self.gates)
 
-    def _obs(self) -> NDArray[np.float32]:
+    def _state(self) -> NDArray[np.float32]:
         return np.concatenate([self._target, self._actual], axis=1, dtype=np.float32)
 
 
@@ -189,13 +198,14 @@ class AvoidEnv(SingleEnv):
 
     Args:
         tracking: See :class:`AvoidBatch`.
+        stale_obs: See :class:`AvoidBatch`.
         max_episode_steps: See :class:`AvoidBatch`.
     """
 
     batch_type: type[AvoidBatch] = AvoidBatch
 
-    def __init__(self, *, tracking: str = "ideal", max_episode_steps: int = 150) -> None:
-        self._avoid = self.batch_type(1, tracking=tracking, max_episode_steps=max_episode_steps)
+    def __init__(self, *, tracking: str = "ideal", stale_obs: bool = False, max_episode_steps: int = 150) -> None:
+        self._avoid = self.batch_type(1, tracking=tracking, stale_obs=stale_obs, max_episode_steps=max_episode_steps)
         super().__init__(self._avoid)
 
     def _info(self) -> dict[str, Any]:

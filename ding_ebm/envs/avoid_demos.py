@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ding_ebm.data.formats import Transitions
+from ding_ebm.data.transitions import Transitions, join_episodes, split_episodes
 from ding_ebm.envs.avoid import CYLINDERS, FINISH_Y, MAX_DISPLACEMENT, AvoidBatch
 from ding_ebm.envs.avoid_modes import REWARDED_GATE, AvoidModesBatch
 
@@ -100,32 +100,50 @@ def make_demonstrations(
     return _record(env, obs, paths, std, rng, source)
 
 
-def make_mode_demonstrations(task: str, num_episodes: int = 500, seed: int = 0, *, noise: float = 0.0) -> Transitions:
+def make_mode_demonstrations(
+    task: str, num_episodes: int = 500, seed: int = 0, *, tracking: str = "ideal", noise: float = 0.0
+) -> Transitions:
     """Roll careful demonstrators of one subset out in :class:`~ding_ebm.envs.avoid_modes.AvoidModesBatch`.
+
+    Under ``arx`` tracking a quarter of those that take the other gate overshoot into a cylinder: only those that take
+    the gate that they mean to are kept.
 
     Args:
         task: One of ``OTHER_GATES``.
         num_episodes: E; every other episode takes the rewarded gate.
         seed: Of everything random, the starts included; the same seed gives the same data.
+        tracking: See :class:`~ding_ebm.envs.avoid.AvoidBatch`.
         noise: Standard deviation of noise beside the demonstrators' own, as a share of the largest displacement.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or under so much noise too few take the gate that they mean to.
     """
     if task not in OTHER_GATES:
         raise ValueError(f"task must be one of {', '.join(OTHER_GATES)}, got {task!r}")
-    env = AvoidModesBatch(num_episodes)
+    fails = tracking != "ideal"
+    number = 4 * num_episodes + 16 if fails and num_episodes > 0 else num_episodes
+    env = AvoidModesBatch(number, tracking=tracking)
     rng = np.random.default_rng(seed)
-    obs = env.reset(rng.integers(2**31, size=num_episodes).tolist())
+    obs = env.reset(rng.integers(2**31, size=number).tolist())
+    gates = np.where(np.arange(number) % 2, OTHER_GATES[task], REWARDED_GATE)
     paths = []
-    for i, start in enumerate(obs[:, :2]):
-        last = _MODE_LAST_PASSAGES[OTHER_GATES[task] if i % 2 else REWARDED_GATE]
-        xs = [rng.uniform(*passage) for passage in (*_MODE_PASSAGES, last)]
+    for gate, start in zip(gates, obs[:, :2]):
+        xs = [rng.uniform(*passage) for passage in (*_MODE_PASSAGES, _MODE_LAST_PASSAGES[gate])]
         speed = rng.uniform(*_MODE_SPEED)
         paths.append(_path_through(start, xs, speed, env.max_episode_steps, np.maximum))
     source = f"{num_episodes} scripted demonstrations of {task}, seed {seed}"
-    std = np.full(num_episodes, np.hypot(_MODE_NOISE, noise * MAX_DISPLACEMENT))
-    return _record(env, obs, np.stack(paths), std, rng, source)
+    std = np.full(number, np.hypot(_MODE_NOISE, noise * MAX_DISPLACEMENT))
+    made = _record(env, obs, np.stack(paths), std, rng, source)
+    if not fails:
+        return made
+    right = ~made.terminated[made.episode_ends] & (env.gates[:, 2] == gates)
+    kept = [np.flatnonzero(right & (np.arange(number) % 2 == i))[: (num_episodes + 1 - i) // 2] for i in (0, 1)]
+    if sum(map(len, kept)) < num_episodes:
+        raise ValueError(
+            f"of {number} demonstrators too few take the gate that they mean to; use less noise ({noise:g})"
+        )
+    episodes = split_episodes(made)
+    return join_episodes([episodes[i] for i in np.sort(np.concatenate(kept))], f"{source}, {tracking} tracking")
 
 
 def _record(

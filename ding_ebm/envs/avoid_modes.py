@@ -32,8 +32,9 @@ class AvoidModesBatch(AvoidBatch):
 
     Args:
         num_envs: E.
-        tracking: See :class:`~ding_ebm.envs.avoid.AvoidBatch`. The tasks use ``ideal``: the observation is then the
-            whole state, and every scripted demonstration goes the way that it means to.
+        tracking: See :class:`~ding_ebm.envs.avoid.AvoidBatch`. The tasks use ``ideal`` if not told otherwise: the
+            observation is then the whole state, and every scripted demonstration goes the way that it means to.
+        stale_obs: See :class:`~ding_ebm.envs.avoid.AvoidBatch`.
         max_episode_steps: Steps after which an episode is truncated.
 
     Attributes:
@@ -44,8 +45,15 @@ class AvoidModesBatch(AvoidBatch):
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, num_envs: int, *, tracking: str = "ideal", max_episode_steps: int = MAX_EPISODE_STEPS) -> None:
-        super().__init__(num_envs, tracking=tracking, max_episode_steps=max_episode_steps)
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        tracking: str = "ideal",
+        stale_obs: bool = False,
+        max_episode_steps: int = MAX_EPISODE_STEPS,
+    ) -> None:
+        super().__init__(num_envs, tracking=tracking, stale_obs=stale_obs, max_episode_steps=max_episode_steps)
 
     def _judge(self, before: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArray[np.float64]:
         paid = (self.gates[:, 2] == REWARDED_GATE) + (self._actual[:, 1] > FINISH_Y).astype(np.float64)
@@ -60,10 +68,13 @@ class AvoidModesEnv(AvoidEnv):
 
     Args:
         tracking: See :class:`AvoidModesBatch`.
+        stale_obs: See :class:`AvoidModesBatch`.
         max_episode_steps: See :class:`AvoidModesBatch`.
     """
 
     batch_type = AvoidModesBatch
 
-    def __init__(self, *, tracking: str = "ideal", max_episode_steps: int = MAX_EPISODE_STEPS) -> None:
-        super().__init__(tracking=tracking, max_episode_steps=max_episode_steps)
+    def __init__(
+        self, *, tracking: str = "ideal", stale_obs: bool = False, max_episode_steps: int = MAX_EPISODE_STEPS
+    ) -> None:
+        super().__init__(tracking=tracking, stale_obs=stale_obs, max_episode_steps=max_episode_steps)

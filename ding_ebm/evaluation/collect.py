@@ -26,6 +26,8 @@ from ding_ebm.evaluation.rollout import Act, decisions
 SCRIPTED: Mapping[str, Callable[..., Transitions]] = {
     "avoid": make_demonstrations,
     **{task: partial(make_mode_demonstrations, task) for task in OTHER_GATES},
+    "avoid-arx": partial(make_demonstrations, tracking="arx"),
+    **{f"{task}-arx": partial(make_mode_demonstrations, task, tracking="arx") for task in OTHER_GATES},
 }
 
 

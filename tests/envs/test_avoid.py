@@ -212,6 +212,30 @@ def test_single_environment_equals_its_row_of_a_batch(tracking: str) -> None:
         np.testing.assert_array_equal(info["way"], batch.way_through()[i])
 
 
+@pytest.mark.parametrize("tracking", TRACKINGS)
+def test_stale_observations_are_those_of_the_step_before(tracking: str) -> None:
+    rng = np.random.default_rng(3)
+    fresh, stale = AvoidBatch(40, tracking=tracking), AvoidBatch(40, tracking=tracking, stale_obs=True)
+    shown = fresh.reset(range(40))
+    last = stale.reset(range(40))
+    np.testing.assert_array_equal(shown, last)
+    for t in range(155):
+        action = np.stack([rng.uniform(-0.01, 0.01, 40), rng.uniform(0.0, 0.01, 40)], axis=1)
+        running = fresh.running
+        new, old = fresh.step(action), stale.step(action)
+        if t == 0:
+            np.testing.assert_array_equal(old[0], shown)
+        # Once an episode has ended both stand still: one on its last state, the other on the one before.
+        expected = np.where(running[:, None], shown, last)
+        np.testing.assert_array_equal(old[0], expected)
+        for part, other in zip(new[1:], old[1:]):
+            np.testing.assert_array_equal(part, other)
+        shown, last = new[0], old[0]
+    again = stale.reset([99], [7])
+    np.testing.assert_array_equal(again[7], AvoidBatch(1).reset([99])[0])
+    np.testing.assert_array_equal(np.delete(again, 7, axis=0), np.delete(last, 7, axis=0))
+
+
 def test_gymnasium_accepts_the_environment(recwarn: pytest.WarningsRecorder) -> None:
     check_env(AvoidEnv(), skip_render_check=True)
     assert not [warning for warning in recwarn if "seed" in str(warning.message)]

@@ -116,3 +116,23 @@ def test_subsets_differ_by_their_other_gate_and_repeat_from_their_seed() -> None
         make_mode_demonstrations("avoid")
     with pytest.raises(ValueError, match="must be positive, got 0"):
         make_mode_demonstrations("avoid_m1", 0)
+
+
+@pytest.mark.parametrize("task", OTHER_GATES)
+def test_subsets_of_a_lagging_point_are_the_demonstrators_that_take_their_gate(task: str) -> None:
+    for num in (1, 61):
+        data = make_mode_demonstrations(task, num, seed=3, tracking="arx")
+        assert len(data.episode_ends) == num and not data.terminated.any() and data.source.endswith("arx tracking")
+        begins = data.episode_ends - data.episode_lengths() + 1
+        last = [
+            np.searchsorted([0.35, 0.5, 0.65], data.obs[a : b + 1, 2][data.obs[a : b + 1, 3] >= 0.26][0])
+            for a, b in zip(begins, data.episode_ends)
+        ]
+        assert np.bincount(last, minlength=4)[[0, OTHER_GATES[task]]].tolist() == [(num + 1) // 2, num // 2]
+    assert np.abs(data.obs[:, :2] - data.obs[:, 2:]).max() > 0.005, "the point lags behind its target"
+    assert make_mode_demonstrations(task, 61, seed=3, tracking="arx").checksum() == data.checksum()
+
+
+def test_noise_under_which_hardly_anyone_arrives_is_refused() -> None:
+    with pytest.raises(ValueError, match="too few take the gate that they mean to; use less noise .3."):
+        make_mode_demonstrations("avoid_m1", 10, tracking="arx", noise=3.0)

@@ -157,7 +157,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         get_task("hopper", "v6")
     with pytest.raises(ValueError, match="unknown dynamics 'd4rl-v2' of the task humanoid. Known: v4, v5"):
         make_batch_env("humanoid", 1, "d4rl-v2")
-    with pytest.raises(ValueError, match="unknown dynamics 'v4' of the task avoid. Known: there is but one kind"):
+    with pytest.raises(ValueError, match="unknown dynamics 'v4' of the task avoid. Known: ideal, arx, arx-stale"):
         make_env("avoid", "v4")
 
 
@@ -174,6 +174,16 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_modes_are_environments_of_their_own_reward(name: str) -> None:
     assert isinstance(make_batch_env(name, 3), AvoidModesBatch) and isinstance(make_env(name), AvoidModesEnv)
     assert type(make_batch_env("avoid", 3)) is AvoidBatch and type(make_env("avoid")) is not AvoidModesEnv
+
+
+@pytest.mark.parametrize("name", ["avoid", *MODES])
+def test_avoid_has_dynamics_of_a_lagging_arm_and_its_stale_observations(name: str) -> None:
+    for dynamics, tracking, stale in (("ideal", "ideal", False), ("arx", "arx", False), ("arx-stale", "arx", True)):
+        batch, single = make_batch_env(name, 2, dynamics), make_env(name, dynamics)
+        assert (batch._tracking, batch._stale) == (single._avoid._tracking, single._avoid._stale) == (tracking, stale)
+        assert batch.max_episode_steps == single.max_episode_steps == get_task(name).max_episode_steps
+    assert get_task(f"{name}-arx-stale").name == f"{name}-arx-stale" == get_task(name, "arx-stale").name
+    assert get_task(name, "ideal").name == name
 
 
 @pytest.mark.parametrize("name", ["hopper", "walker2d", "halfcheetah"])

@@ -147,7 +147,7 @@ def test_a_key_at_the_wrong_level_is_refused(make_cfg):
         ("env.env_id", "hoper", "unknown task 'hoper', did you mean 'hopper'?"),
         ("env.env_id", "hopper", "policy.model.obs_dim is 4, but task 'hopper' has 11"),
         ("env.dynamics", 4, "env.dynamics must be None or a string, got 4"),
-        ("env.dynamics", "v5", "unknown dynamics 'v5' of the task avoid. Known: there is but one kind"),
+        ("env.dynamics", "v5", "unknown dynamics 'v5' of the task avoid. Known: ideal, arx, arx-stale"),
         (
             "env.env_backend",
             "gym",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import gymnasium
 
@@ -11,20 +12,26 @@ from ding_ebm.envs.avoid_modes import MAX_EPISODE_STEPS, AvoidModesBatch, AvoidM
 from ding_ebm.envs.task import Task
 
 
+def _arguments(task: Task) -> dict[str, Any]:
+    """What the dynamics' name says: how the target is followed, and whether observations are those before a step."""
+    tracking, _, stale = (task.dynamics or "ideal").partition("-")
+    return dict(tracking=tracking, stale_obs=bool(stale), max_episode_steps=task.max_episode_steps)
+
+
 def _avoid_batch(task: Task, num_envs: int) -> AvoidBatch:
-    return AvoidBatch(num_envs, max_episode_steps=task.max_episode_steps)
+    return AvoidBatch(num_envs, **_arguments(task))
 
 
 def _avoid_single(task: Task) -> gymnasium.Env:
-    return AvoidEnv(max_episode_steps=task.max_episode_steps)
+    return AvoidEnv(**_arguments(task))
 
 
 def _modes_batch(task: Task, num_envs: int) -> AvoidModesBatch:
-    return AvoidModesBatch(num_envs, max_episode_steps=task.max_episode_steps)
+    return AvoidModesBatch(num_envs, **_arguments(task))
 
 
 def _modes_single(task: Task) -> gymnasium.Env:
-    return AvoidModesEnv(max_episode_steps=task.max_episode_steps)
+    return AvoidModesEnv(**_arguments(task))
 
 
 _AVOID = Task(
@@ -39,6 +46,8 @@ _AVOID = Task(
     # 0: stand still for 150 steps; 100: from the middle of the start to the best lane at full speed, in 69 steps.
     reference_returns=(-0.3, 2.862),
     data_sets={"demonstrations": ("avoid_demonstrations.hdf5",)},
+    dynamics="ideal",
+    other_dynamics={"arx": 4, "arx-stale": 4},
     position=slice(2, 4),
 )
 
