@@ -12,14 +12,11 @@ folder with the data and the runs of each task, made by
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
-import io
 import sys
 from pathlib import Path
 
-with contextlib.redirect_stderr(io.StringIO()):
-    import ding  # noqa: F401  (says what it lacks)
+from PIL import Image
 
 from ding_ebm.data.formats import read_data
 from ding_ebm.envs.registry import get_task
@@ -33,7 +30,7 @@ TASKS = ("avoid_m1", "avoid_m2", "avoid_m3")
 # Title, policy whose run is taken, and policy that collects from it at the beginning of its fine-tuning.
 PANELS = (
     ("diffusion, cloned", "diffusion_bc", None),
-    ("diffusion, first iteration of DPPO", "diffusion_bc", "dppo"),
+    ("DPPO, first iteration", "diffusion_bc", "dppo"),
     ("Gaussian, cloned", "gaussian_bc", None),
     ("mixture, cloned", "gmm_bc", None),
 )
@@ -85,7 +82,11 @@ def main() -> None:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    plot_trajectories(options.figure, panels, most=40, dpi=90, width=2.0)
+    plot_trajectories(options.figure, panels, most=40, dpi=100, width=2.0)
+    # Few colors make a small file.
+    Image.open(options.figure).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        options.figure, optimize=True
+    )
     print(f"wrote {options.out} and {options.figure}", file=sys.stderr)
 
 
