@@ -44,7 +44,11 @@ def measure(runs: Path, name: str, episodes: int, command: str) -> tuple[list[Tr
     panels = [of_data(task, read_data(runs / f"{name}_demonstrations.hdf5"), "demonstrations")]
     facts = [("", "")]
     for title, cloned, fine_tuned in PANELS:
-        checkpoint = newest_checkpoint(str(runs / f"{name}_{cloned}_seed{TRAINING_SEED}"))
+        run = runs / f"{name}_{cloned}_seed{TRAINING_SEED}"
+        if not run.is_dir():
+            print(f"no run at {run}: its panel is left out", file=sys.stderr)
+            continue
+        checkpoint = newest_checkpoint(str(run))
         config = REPOSITORY / "dizoo_configs" / "avoid" / f"{name}_{fine_tuned or cloned}_config.py"
         make = of_policy if fine_tuned is None else of_collecting
         panels.append(make(task, config, checkpoint, seeds, title))
