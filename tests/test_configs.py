@@ -82,12 +82,15 @@ def test_there_is_a_config_for_every_task():
     assert len(QGPO) == 38
     measured = {"hopper", "walker2d", "halfcheetah"}
     of_the_paper = measured | {"avoid_m1", "avoid_m2", "avoid_m3"}
+    robomimic = {"lift", "can", "square", "transport"}
     for algorithm in (*CLONES, *BASES):
         tasks = {parts(path)[0] for path in FILES if parts(path)[2] == algorithm}
         if algorithm in ("diffusion_bc", "energy", "dppo", "dppo_ebm"):
             assert tasks == set(TASKS) - {"avoid"}
+        elif algorithm.endswith("_small"):
+            assert tasks == (measured | {"lift"} if algorithm == "diffusion_bc_small" else measured)
         else:
-            assert tasks == (measured if algorithm.endswith("_small") else of_the_paper)
+            assert tasks == (of_the_paper if algorithm == "dppo_ddim" else of_the_paper | robomimic)
 
 
 def test_a_file_that_asks_for_other_dynamics_gets_their_dimensions():

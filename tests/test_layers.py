@@ -26,7 +26,7 @@ THIRD_PARTY = {
     "model": {"torch"},
     "energy": {"torch", "numpy"},
     "data": {"torch", "numpy", "h5py"},
-    "envs": {"numpy", "gymnasium", "mujoco"},
+    "envs": {"numpy", "gymnasium", "mujoco", "robosuite"},
 }
 # ... and what a policy may not: data sets and environments come to it through the host.
 NOT_FOR_POLICIES = re.compile(r"ding_ebm\.(envs|data(?!\.normalizer\b))")

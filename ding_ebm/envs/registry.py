@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.envs.single import SingleEnv
 from ding_ebm.envs.task import Task, look_up
-from ding_ebm.envs.tasks import avoid, locomotion, mazes
+from ding_ebm.envs.tasks import avoid, locomotion, mazes, robomimic
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (*locomotion.TASKS, *mazes.TASKS, *avoid.TASKS)}
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (*locomotion.TASKS, *mazes.TASKS, *robomimic.TASKS, *avoid.TASKS)
+}
 
 
 def get_task(name: str, dynamics: str | None = None) -> Task:

@@ -15,7 +15,11 @@ from ding_ebm.envs.batch import BatchEnv
 T = TypeVar("T")
 
 # Modules that the environments of an extra import (Gymnasium's MuJoCo tasks import imageio and packaging too).
-NEEDED: Mapping[str, tuple[str, ...]] = {"core": (), "mujoco": ("mujoco", "imageio", "packaging")}
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "core": (),
+    "mujoco": ("mujoco", "imageio", "packaging"),
+    "robomimic": ("robosuite", "mujoco"),
+}
 
 
 @dataclass(frozen=True)

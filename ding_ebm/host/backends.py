@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import BatchEnv, ChunkStep, GymBatch, Step, checked_action, checked_rows, step_chunk_by_steps
 from ding_ebm.envs.registry import get_task, make_batch_env, make_env
+from ding_ebm.envs.seeding import global_seed
 from ding_ebm.envs.single import SingleEnv
 from ding_ebm.envs.task import Task
 
@@ -87,7 +87,7 @@ class D4rlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
         self._env.seed(episode)
         self._steps = 0
-        with _global_seed(episode):  # from where D4RL draws the goals of its mazes
+        with global_seed(episode):  # from where D4RL draws the goals of its mazes
             return self._shown(self._env.reset()), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -182,14 +182,3 @@ def _module(name: str, backend: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"env_backend={backend!r} takes {name}, and {error.name} is not installed: {_INSTALL[name]}"
         ) from error
-
-
-@contextmanager
-def _global_seed(seed: int):
-    """NumPy's global generator, seeded for a while."""
-    before = np.random.get_state()  # noqa: NPY002 (it is the generator that is drawn from)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002

@@ -25,11 +25,15 @@ ANT_MAZES = [f"antmaze_{kind}" for kind in ("umaze", "umaze_diverse")] + [
 ]
 POINT_MAZES = ["maze2d_umaze", "maze2d_medium", "maze2d_large"]
 MODES = ["avoid_m1", "avoid_m2", "avoid_m3"]
+ROBOMIMIC = ["lift", "can", "square", "transport"]
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
+needs_robosuite = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs the extra robomimic")
 TASK_NAMES = [
     "avoid",
     *MODES,
     *(pytest.param(name, marks=needs_mujoco) for name in [*RUNNING, *ANT_MAZES, *POINT_MAZES]),
+    pytest.param("lift", marks=needs_robosuite),
+    *(pytest.param(name, marks=[needs_robosuite, pytest.mark.slow]) for name in ROBOMIMIC[1:]),
 ]
 
 
@@ -55,13 +59,14 @@ def test_locomotion_is_version_4_and_made_without_a_warning(name: str) -> None:
 
 
 def test_importing_the_table_loads_no_simulator() -> None:
-    code = "import sys, ding_ebm.envs.registry; print([m for m in ('mujoco', 'torch', 'ding') if m in sys.modules])"
+    modules = "('mujoco', 'robosuite', 'torch', 'ding')"
+    code = f"import sys, ding_ebm.envs.registry; print([m for m in {modules} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
 def test_scores_are_d4rls() -> None:
-    assert set(TASKS) == {"avoid", *MODES, *RUNNING, *ANT_MAZES, *POINT_MAZES}
+    assert set(TASKS) == {"avoid", *MODES, *RUNNING, *ANT_MAZES, *POINT_MAZES, *ROBOMIMIC}
     for name, low, high in (
         ("hopper", -20.272305, 3234.3),
         ("walker2d", 1.629008, 4592.3),
@@ -75,7 +80,7 @@ def test_scores_are_d4rls() -> None:
         np.testing.assert_allclose(normalized_score(name, np.array([low, high, (low + high) / 2])), [0, 100, 50])
     assert normalized_score("hopper", 1600.0) == pytest.approx(49.784, abs=1e-3)
     assert normalized_score("hopper-d4rl-v2", 3234.3) == 100
-    assert normalized_score("humanoid", 5000.0) is None
+    assert normalized_score("humanoid", 5000.0) is None and normalized_score("lift", 1.0) is None
 
 
 def test_reference_returns_of_avoid_are_standing_still_and_the_fastest_way_of_the_best_lane() -> None:

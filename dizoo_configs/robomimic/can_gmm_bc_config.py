@@ -1,0 +1,11 @@
+"""A cloned mixture policy on can, with the paper's numbers."""
+
+from dizoo_configs.robomimic.builder import gmm_bc
+
+main_config, create_config = gmm_bc("can")
+
+if __name__ == "__main__":
+    # or: ding -m serial_offline -c dizoo_configs/robomimic/can_gmm_bc_config.py -s 0
+    from ding.entry import serial_pipeline_offline
+
+    serial_pipeline_offline((main_config, create_config), seed=0)
