@@ -46,7 +46,8 @@ def _add_collect(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--policy",
         default="scripted",
         metavar="POLICY",
-        help="scripted (of the avoid tasks), random, or a checkpoint, <exp_name>/ckpt/*.pth.tar; default: %(default)s",
+        help="scripted (of the avoid tasks, lift and can), random, or a checkpoint, <exp_name>/ckpt/*.pth.tar; "
+        "default: %(default)s",
     )
     collect.add_argument("-c", "--config", metavar="FILE", help="of a checkpoint: config that the run was made with")
     collect.add_argument(

@@ -20,6 +20,8 @@ from ding_ebm.data.transitions import Transitions, concatenate
 from ding_ebm.envs.avoid_demos import OTHER_GATES, make_demonstrations, make_mode_demonstrations
 from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.envs.registry import make_batch_env
+from ding_ebm.envs.robomimic_demos import SCRIPTS
+from ding_ebm.envs.robomimic_demos import make_demonstrations as make_robomimic_demonstrations
 from ding_ebm.evaluation.rollout import Act, decisions
 
 # Makes demonstrations of a task from: number of episodes, seed, and ``noise``, see :func:`collect`.
@@ -28,6 +30,7 @@ SCRIPTED: Mapping[str, Callable[..., Transitions]] = {
     **{task: partial(make_mode_demonstrations, task) for task in OTHER_GATES},
     "avoid-arx": partial(make_demonstrations, tracking="arx"),
     **{f"{task}-arx": partial(make_mode_demonstrations, task, tracking="arx") for task in OTHER_GATES},
+    **{task: partial(make_robomimic_demonstrations, task) for task in SCRIPTS},
 }
 
 
@@ -79,7 +82,7 @@ def collect(
         act, chunks = _random(env, rng) if policy == "random" else _trained(task, policy, config, seed)
         source = f"{episodes} episodes of {task} by {policy}, noise {noise:g}, seed {seed}"
         made = record(act, env, seeds, **chunks, noise=noise, rng=rng, source=source, description=description)
-    return replace(made, metadata=facts)
+    return replace(made, metadata={**made.metadata, **facts})
 
 
 def record(
