@@ -17,9 +17,10 @@ from ding_ebm.checkpoint import write_checkpoint
 from ding_ebm.cli import main
 from ding_ebm.cli.data import FORMAT_NAMES
 from ding_ebm.data.formats import FORMATS, read_d4rl_hdf5, read_data, write_d4rl_hdf5
+from ding_ebm.envs import registry
 from ding_ebm.envs.avoid_demos import make_demonstrations
 from ding_ebm.envs.registry import TASKS
-from ding_ebm.evaluation.results import COLUMNS, append_results, make_result, read_results
+from ding_ebm.evaluation.results import COLUMNS, Result, append_results, make_result, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -130,6 +131,44 @@ def test_every_task_is_listed_with_the_data_that_is_found(capsys, monkeypatch, t
     assert lines["walker2d"].endswith("  expert")
     assert lines["hopper"].endswith("  none")
     assert lines["avoid"].split()[1:6] == ["core", "yes", "4", "2", "150"]
+
+
+OWN_TASK = """
+import gymnasium
+from ding_ebm.envs.registry import register_gymnasium
+from dizoo_configs.avoid.builder import diffusion_bc
+
+def make():
+    return gymnasium.make("Pendulum-v1")
+
+register_gymnasium("own_pendulum", make, 30)
+main_config, create_config = diffusion_bc("own_pendulum")
+"""
+
+
+def test_a_task_of_ones_own_is_known_by_the_config_that_registers_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "TASKS", dict(registry.TASKS))
+    config, path = tmp_path / "own_pendulum_diffusion_bc_config.py", tmp_path / "own.hdf5"
+    config.write_text(OWN_TASK, "utf-8")
+    collect = ["data", "collect", "own_pendulum", "--policy", "random", "--episodes", "2", "--out", str(path)]
+    assert main(collect) == 2
+    assert "unknown task 'own_pendulum'" in (error := capsys.readouterr().err)
+    assert "a task of your own is known once the config that registers it has been read" in error
+    assert main([*collect, "-c", str(config)]) == 0
+    del registry.TASKS["own_pendulum"]
+    assert main(["data", "check", str(path), "--task", "own_pendulum"]) == 2
+    assert main(["data", "check", str(path), "--task", "own_pendulum", "--config", str(config)]) == 0
+    said = capsys.readouterr().out
+    assert "rows      60, obs 3, action 1 in [-" in said and said.endswith("problems: none\n")
+
+
+def test_the_report_of_a_task_of_ones_own_has_its_score_without_an_interval(capsys, tmp_path):
+    facts = dict(task="own_pendulum", data="", policy="dppo", guidance_scale=None, seed=0, train_iter=1, command="-")
+    facts |= dict(episodes=5, mean=-3.0, low=-4.0, high=-2.0, success=None, success_low=None, success_high=None)
+    append_results(tmp_path / "own.csv", [Result(**facts, normalized=62.5, commit="-")])
+    assert main(["report", str(tmp_path / "own.csv")]) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.split() == ["own_pendulum", "-", "dppo", "-", "1", "62.5", "-", "-", "-", "5", "episodes"]
 
 
 def test_collected_demonstrations_are_those_of_the_seed(capsys, tmp_path):

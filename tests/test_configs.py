@@ -65,7 +65,7 @@ def random_data(task: Task) -> Transitions:
     rng = np.random.default_rng(0)
     states = rng.standard_normal((ROWS + 1, task.obs_dim)).astype(np.float32)
     ends = np.arange(ROWS) % 8 == 7
-    low, high = task.action_range
+    low, high = task.action_bounds
     return Transitions(
         obs=states[:-1],
         action=rng.uniform(low, high, (ROWS, task.action_dim)).astype(np.float32),
@@ -218,7 +218,7 @@ def test_its_policy_makes_an_update_of_each_stage_and_acts(path):
     stages = [set(policy.learn_mode.forward(dataset.__getitems__(range(4)))) for _ in range(3)]
     assert [len(losses) for losses in stages] == [1, 4, 2]
     output = policy.eval_mode.forward({0: torch.zeros(task.obs_dim), 1: torch.ones(task.obs_dim)})
-    low, high = task.action_range
+    low, high = task.action_bounds
     for one in output.values():
         assert one["action"].shape == (task.action_dim,)
         assert (one["action"] >= low - 1e-6).all() and (one["action"] <= high + 1e-6).all()

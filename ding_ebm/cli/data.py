@@ -28,6 +28,7 @@ def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     check = add_command(actions, "check", _check, "describe a data set and refuse one that would train into nonsense")
     _add_reading(check)
     check.add_argument("--task", help="task that the data should be of; its dimensions and action range are compared")
+    check.add_argument("-c", "--config", metavar="FILE", help="of a task of your own: a config that registers it")
 
     info = add_command(actions, "info", _info, "describe a data set: episodes, returns, ranges of columns, sum")
     _add_reading(info)
@@ -49,7 +50,12 @@ def _add_collect(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="scripted (of the avoid tasks, lift and can), random, or a checkpoint, <exp_name>/ckpt/*.pth.tar; "
         "default: %(default)s",
     )
-    collect.add_argument("-c", "--config", metavar="FILE", help="of a checkpoint: config that the run was made with")
+    collect.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="of a checkpoint: config that the run was made with; of a task of your own: one that registers it",
+    )
     collect.add_argument(
         "--noise",
         type=float,
@@ -116,7 +122,9 @@ def _collect(options: argparse.Namespace) -> int:
     from ding_ebm.evaluation.collect import collect
 
     check_target(options.out, options.to)
-    if options.policy not in ("scripted", "random"):
+    if options.config:
+        quiet_import().read_run_config(options.config)
+    elif options.policy not in ("scripted", "random"):
         quiet_import()
     transitions = collect(
         options.task,
@@ -139,6 +147,8 @@ def _check(options: argparse.Namespace) -> int:
     from ding_ebm.envs.registry import get_task
     from ding_ebm.evaluation.results import describe
 
+    if options.config:
+        quiet_import().read_run_config(options.config)
     task = get_task(options.task) if options.task else None
     transitions = read(options)
     is_of_task = task is not None and (transitions.obs.shape[1], transitions.action.shape[1]) == (
@@ -149,7 +159,7 @@ def _check(options: argparse.Namespace) -> int:
     if task is None:
         check_transitions(transitions, action_range=None)
     else:
-        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
+        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_bounds)
     print("problems: none" if task else "problems: none (dimensions and action range not compared: no --task)")
     return 0
 

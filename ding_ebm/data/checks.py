@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ding_ebm.data.transitions import Transitions, broken_rows
 
@@ -20,7 +20,7 @@ def check_transitions(
     transitions: Transitions,
     obs_dim: int | None = None,
     action_dim: int | None = None,
-    action_range: tuple[float, float] | None = (-1.0, 1.0),
+    action_range: tuple[ArrayLike, ArrayLike] | None = (-1.0, 1.0),
 ) -> None:
     """Refuse data that would train silently into nonsense.
 
@@ -30,7 +30,8 @@ def check_transitions(
         transitions: The rows.
         obs_dim: Do of the environment, or None where there is none to compare with.
         action_dim: Da of the environment, or None.
-        action_range: Lowest and highest action of the environment, or None for unbounded actions.
+        action_range: Lowest and highest action of the environment, each one number or (Da,); None for
+            unbounded actions.
 
     Raises:
         ValueError: Naming every problem, with how many rows have it, the first of them, and what would be right.
@@ -38,8 +39,8 @@ def check_transitions(
     problems = _dimensions(transitions, obs_dim, action_dim)
     for name in ("obs", "action", "reward", "next_obs"):
         problems += _not_finite(name, getattr(transitions, name))
-    if action_range is not None:
-        problems += _out_of_range(transitions.action, *action_range)
+    if action_range is not None and action_dim in (None, transitions.action.shape[1]):
+        problems += _action_ranges(transitions.action, *action_range)
     problems += _broken_order(transitions)
     if problems:
         raise ValueError(f"{transitions.source}: " + "; ".join(problems))
@@ -65,7 +66,19 @@ def _not_finite(name: str, array: NDArray[Any]) -> list[str]:
     return [f"{name} holds NaN or Inf in {rows.size} rows, first in row {rows[0]}: every value must be finite"]
 
 
-def _out_of_range(action: NDArray[Any], low: float, high: float) -> list[str]:
+def _action_ranges(action: NDArray[Any], lowest: ArrayLike, highest: ArrayLike) -> list[str]:
+    """Actions beyond their range; numbers of an action that have ranges of their own are named each."""
+    low, high = (np.broadcast_to(np.asarray(end, dtype=np.float64), action.shape[1]) for end in (lowest, highest))
+    if (low == low[0]).all() and (high == high[0]).all():
+        return _out_of_range("action", action, low[0], high[0])
+    return [
+        problem
+        for i in range(action.shape[1])
+        for problem in _out_of_range(f"number {i} of action", action[:, i : i + 1], low[i], high[i])
+    ]
+
+
+def _out_of_range(name: str, action: NDArray[Any], low: float, high: float) -> list[str]:
     slack = _RANGE_SLACK * (high - low)
     if action.min() >= low - slack and action.max() <= high + slack:  # False for NaN too, which the full look ignores
         return []
@@ -73,7 +86,7 @@ def _out_of_range(action: NDArray[Any], low: float, high: float) -> list[str]:
     if rows.size == 0:
         return []
     return [
-        f"action leaves [{low:g}, {high:g}] in {rows.size} rows, first in row {rows[0]}, by values from "
+        f"{name} leaves [{low:g}, {high:g}] in {rows.size} rows, first in row {rows[0]}, by values from "
         f"{np.nanmin(action):g} to {np.nanmax(action):g}: actions must be in the environment's own units"
     ]
 

@@ -171,6 +171,12 @@ def reported_success(info: Mapping[str, Any]) -> bool | None:
     return bool(info["success"]) if "success" in info else None
 
 
+def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """Steps after which an environment truncates an episode, by its spec or attribute; None if neither says."""
+    steps: int | None = env.spec.max_episode_steps if env.spec else getattr(env.unwrapped, "max_episode_steps", None)
+    return steps
+
+
 class GymBatch:
     """:class:`BatchEnv` over single Gymnasium environments with vector observations and actions, one after another.
 
@@ -194,7 +200,7 @@ class GymBatch:
             if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
                 raise ValueError(f"the {name} space must be a Box of one dimension, got {space}")
         assert isinstance(first.action_space, gymnasium.spaces.Box) and first.observation_space.shape is not None
-        steps = first.spec.max_episode_steps if first.spec else getattr(first.unwrapped, "max_episode_steps", None)
+        steps = time_limit(first)
         if steps is None:
             raise ValueError(f"{first} has no time limit: its spec must state max_episode_steps")
         self.num_envs = num_envs
@@ -202,7 +208,7 @@ class GymBatch:
         self.action_dim = first.action_space.shape[0]
         self.action_low = first.action_space.low.astype(np.float32)
         self.action_high = first.action_space.high.astype(np.float32)
-        self.max_episode_steps: int = steps
+        self.max_episode_steps = steps
         self._obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)

@@ -6,13 +6,17 @@ import difflib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 import gymnasium
+import numpy as np
+from numpy.typing import NDArray
 
 from ding_ebm.envs.batch import BatchEnv
 
 T = TypeVar("T")
+# One number for all dimensions, or one for each.
+PerDimension = Union[float, tuple[float, ...]]
 
 # Modules that the environments of an extra import (Gymnasium's MuJoCo tasks import imageio and packaging too).
 NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -31,7 +35,8 @@ class Task:
         extra: Extra of the package that its environment needs, ``core`` for none.
         obs_dim: Do.
         action_dim: Da.
-        action_range: Lowest and highest action, the same in every dimension.
+        action_range: Lowest and highest action, each one number for all dimensions or one for each; see
+            :attr:`action_bounds`.
         max_episode_steps: Time limit in steps.
         make_batch: Makes E environments of the task, stepped together.
         make_single: Makes the environment that the batch is many of; None: a batch of one is it.
@@ -49,7 +54,7 @@ class Task:
     extra: str
     obs_dim: int
     action_dim: int
-    action_range: tuple[float, float]
+    action_range: tuple[PerDimension, PerDimension]
     max_episode_steps: int
     make_batch: Callable[[Task, int], BatchEnv]
     make_single: Callable[[Task], gymnasium.Env[Any, Any]] | None = None
@@ -66,6 +71,12 @@ class Task:
     def base(self) -> str:
         """Its name without the dynamics."""
         return self.name.partition("-")[0]
+
+    @property
+    def action_bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Lowest and highest action, each (Da,)."""
+        low, high = (np.full(self.action_dim, end, dtype=np.float32) for end in self.action_range)
+        return low, high
 
     @property
     def missing_modules(self) -> list[str]:
@@ -96,14 +107,14 @@ class Task:
         return replace(self, name=f"{self.name}-{dynamics}", gym_id=gym_id, obs_dim=obs_dim, dynamics=dynamics)
 
 
-def look_up(table: Mapping[str, T], key: str, what: str) -> T:
+def look_up(table: Mapping[str, T], key: str, what: str, note: str = "") -> T:
     """An entry of a table.
 
     Raises:
-        ValueError: If there is none of that name; it tells the nearest.
+        ValueError: If there is none of that name; it tells the nearest, and the note.
     """
     if key in table:
         return table[key]
     near = difflib.get_close_matches(key, table, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown {what} {key!r}{hint} Known: {', '.join(table)}")
+    raise ValueError(f"unknown {what} {key!r}{hint} Known: {', '.join(table)}{'; ' if note else ''}{note}")

@@ -126,7 +126,7 @@ def read_rows(energy: TrainedEnergy, data: str | Path, count: int, seed: int) ->
     """
     transitions = read_data(find_data_file(data))
     task = TASKS.get(energy.task)
-    action_range = None if task is None else task.action_range
+    action_range = None if task is None else task.action_bounds
     check_transitions(transitions, energy.obs_dim, energy.action_dim, action_range)
     windows = ChunkDataset(
         transitions,

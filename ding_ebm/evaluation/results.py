@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ding_ebm import __version__
 from ding_ebm.data.formats import Transitions
-from ding_ebm.envs.registry import normalized_score
+from ding_ebm.envs.registry import TASKS, normalized_score
 from ding_ebm.evaluation.statistics import episode_interval, iqm, mean, run_interval, success_interval
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -242,8 +242,11 @@ def _summary(group: list[Result]) -> list[str]:
         return [str(len(group)), "-", "-", "-", "-", "-"]
     if len(group) > 1:
         return [str(len(group)), *_interval_cells([scores]), "runs"]
+    over = f"{only.episodes} episodes"
+    if only.task.partition("-")[0] not in TASKS:  # a task of one's own, which no config has registered here
+        return ["1", _score(only.normalized), "-", "-", "-", over]
     low, high = (float(normalized_score(only.task, value)) for value in (only.low, only.high))
-    return ["1", _score(only.normalized), f"{low:.1f} to {high:.1f}", "-", "-", f"{only.episodes} episodes"]
+    return ["1", _score(only.normalized), f"{low:.1f} to {high:.1f}", "-", "-", over]
 
 
 def _rank(guidance_scale: float | None) -> float:

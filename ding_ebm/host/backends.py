@@ -77,7 +77,7 @@ class D4rlEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._obs_dim, self._steps = task.obs_dim, 0
         self.max_episode_steps = task.max_episode_steps
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
-        self.action_space = gymnasium.spaces.Box(*task.action_range, (task.action_dim,), np.float32)
+        self.action_space = gymnasium.spaces.Box(*task.action_bounds, dtype=np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -131,7 +131,7 @@ class EnvpoolBatch:
             raise ValueError(f"env_backend='envpool': EnvPool has no task {task.name}")
         self._task, self._envpool = task, _module("envpool", "envpool")
         self.num_envs, self.obs_dim, self.action_dim = num_envs, task.obs_dim, task.action_dim
-        self.action_low, self.action_high = (np.full(task.action_dim, end, np.float32) for end in task.action_range)
+        self.action_low, self.action_high = task.action_bounds
         self.max_episode_steps = task.max_episode_steps
         self._pool: Any = None
         self._obs = np.zeros((num_envs, task.obs_dim), dtype=np.float32)

@@ -58,7 +58,7 @@ def _read(cfg: EasyDict) -> Transitions:
         raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {known}")
     names = [collect.data_path] if isinstance(collect.data_path, str) else list(collect.data_path)
     transitions = concatenate([read_data(path) for path in [find_data_file(name) for name in names]])
-    check_transitions(transitions, task.obs_dim, task.action_dim, task.action_range)
+    check_transitions(transitions, task.obs_dim, task.action_dim, task.action_bounds)
     return transitions
 
 

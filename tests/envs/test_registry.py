@@ -42,7 +42,7 @@ def test_table_agrees_with_the_environments(name: str) -> None:
     task, env, batch = get_task(name), make_env(name), make_batch_env(name, 2)
     assert env.observation_space.shape == (task.obs_dim,) == (batch.obs_dim,)
     assert env.action_space.shape == (task.action_dim,) == (batch.action_dim,)
-    low, high = np.float32(task.action_range)
+    low, high = task.action_bounds
     assert (batch.action_low == low).all() and (batch.action_high == high).all()
     assert batch.num_envs == 2 and batch.max_episode_steps == task.max_episode_steps
     assert batch.reset([0, 1]).shape == (2, task.obs_dim)

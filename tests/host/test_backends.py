@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import gymnasium
@@ -153,7 +154,7 @@ def envpool(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     monkeypatch.setitem(sys.modules, "envpool", SimpleNamespace(make=make))
     sizes = dict(obs_dim=4, action_dim=2, action_range=(-0.01, 0.01), max_episode_steps=30)
-    task = SimpleNamespace(**{**get_task("hopper").__dict__, **sizes})
+    task = replace(get_task("hopper"), **sizes)
     monkeypatch.setattr("ding_ebm.host.backends.get_task", lambda name, dynamics=None: task)
     return made
 
