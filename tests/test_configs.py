@@ -79,7 +79,7 @@ def random_data(task: Task) -> Transitions:
 
 def test_there_is_a_config_for_every_task():
     assert {parts(path)[0] for path in FILES} == set(TASKS)
-    assert len(QGPO) == 38
+    assert len(QGPO) == 41
     measured = {"hopper", "walker2d", "halfcheetah"}
     of_the_paper = measured | {"avoid_m1", "avoid_m2", "avoid_m3"}
     robomimic = {"lift", "can", "square", "transport"}

@@ -16,10 +16,11 @@ from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.envs.own import Maker, is_same, own_task
 from ding_ebm.envs.single import SingleEnv
 from ding_ebm.envs.task import Task, look_up
-from ding_ebm.envs.tasks import avoid, locomotion, mazes, robomimic
+from ding_ebm.envs.tasks import avoid, kitchen, locomotion, mazes, robomimic
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (*locomotion.TASKS, *mazes.TASKS, *robomimic.TASKS, *avoid.TASKS)
+    task.name: task
+    for task in (*locomotion.TASKS, *mazes.TASKS, *kitchen.TASKS, *robomimic.TASKS, *avoid.TASKS)
 }
 
 

@@ -23,6 +23,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "core": (),
     "mujoco": ("mujoco", "imageio", "packaging"),
     "robomimic": ("robosuite", "mujoco"),
+    "kitchen": ("gymnasium_robotics", "mujoco"),
 }
 
 

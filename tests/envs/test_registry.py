@@ -26,6 +26,10 @@ ANT_MAZES = [f"antmaze_{kind}" for kind in ("umaze", "umaze_diverse")] + [
 POINT_MAZES = ["maze2d_umaze", "maze2d_medium", "maze2d_large"]
 MODES = ["avoid_m1", "avoid_m2", "avoid_m3"]
 ROBOMIMIC = ["lift", "can", "square", "transport"]
+KITCHENS = ["kitchen_complete", "kitchen_partial", "kitchen_mixed"]
+needs_kitchen = pytest.mark.skipif(
+    importlib.util.find_spec("gymnasium_robotics") is None, reason="Gymnasium-Robotics is not installed"
+)
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="MuJoCo is not installed")
 needs_robosuite = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs the extra robomimic")
 TASK_NAMES = [
@@ -34,6 +38,7 @@ TASK_NAMES = [
     *(pytest.param(name, marks=needs_mujoco) for name in [*RUNNING, *ANT_MAZES, *POINT_MAZES]),
     pytest.param("lift", marks=needs_robosuite),
     *(pytest.param(name, marks=[needs_robosuite, pytest.mark.slow]) for name in ROBOMIMIC[1:]),
+    *(pytest.param(name, marks=needs_kitchen) for name in KITCHENS),
 ]
 
 
@@ -66,13 +71,14 @@ def test_importing_the_table_loads_no_simulator() -> None:
 
 
 def test_scores_are_d4rls() -> None:
-    assert set(TASKS) == {"avoid", *MODES, *RUNNING, *ANT_MAZES, *POINT_MAZES, *ROBOMIMIC}
+    assert set(TASKS) == {"avoid", *MODES, *RUNNING, *ANT_MAZES, *POINT_MAZES, *ROBOMIMIC, *KITCHENS}
     for name, low, high in (
         ("hopper", -20.272305, 3234.3),
         ("walker2d", 1.629008, 4592.3),
         ("halfcheetah", -280.178953, 12135.0),
         ("ant", -325.6, 3879.7),
         *((name, 0.0, 1.0) for name in ANT_MAZES),
+        *((name, 0.0, 4.0) for name in KITCHENS),
         ("maze2d_umaze", 23.85, 161.86),
         ("maze2d_medium", 13.13, 277.39),
         ("maze2d_large", 6.7, 273.99),
@@ -141,7 +147,7 @@ def test_data_sets_name_their_files() -> None:
     assert get_task("avoid").data_files("demonstrations") == ("avoid_demonstrations.hdf5",)
     for name in MODES:
         assert get_task(name).data_files("demonstrations") == (f"{name}_demonstrations.hdf5",)
-    for name in (*ANT_MAZES, *POINT_MAZES):
+    for name in (*ANT_MAZES, *POINT_MAZES, *KITCHENS):
         assert get_task(name).data_files("demonstrations") == (f"{name}.hdf5",)
         assert get_task(name).reward_tuning == ("antmaze" if name in ANT_MAZES else "none")
     for name in LOCOMOTION:
@@ -172,6 +178,8 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         make_env("hopper")
     with pytest.raises(ModuleNotFoundError, match=r"the task walker2d needs mujoco"):
         make_batch_env("walker2d", 2)
+    with pytest.raises(ModuleNotFoundError, match=r"needs gymnasium_robotics, mujoco, .*'ding_ebm\[kitchen\]'"):
+        make_batch_env("kitchen_mixed", 2)
     make_env("avoid")
 
 

@@ -1,0 +1,1 @@
+"""D4RL's mazes, for an ant and for a point."""
