@@ -19,7 +19,7 @@ CORE = [
     f"DI-engine==0.5.3; {WITH_HOST}",  # the host: its pipelines train and evaluate
     f"numpy<2; {WITH_HOST}",  # what the host needs
     'numpy>=2; python_version >= "3.13"',  # the first with wheels there
-    "torch>=2.5",
+    "torch>=2.6",  # before, weights_only=True could be made to run code (CVE-2025-32434)
     *GYMNASIUM,  # the environment interface
     "h5py",  # D4RL's files
     "matplotlib",  # pictures of the demo and of reports

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from ding_ebm.checkpoint import find_checkpoint
 from ding_ebm.data.formats import read_data
 from ding_ebm.envs.registry import get_task
 from ding_ebm.evaluation.results import REPOSITORY, code_version
 from ding_ebm.evaluation.statistics import success_interval
 from ding_ebm.evaluation.trajectories import Trajectories, of_collecting, of_data, of_policy, summary
 from ding_ebm.evaluation.trajectory_plots import plot_trajectories
-from ding_ebm.policy.checkpoint_files import newest_checkpoint
 
 TASKS = ("avoid_m1", "avoid_m2", "avoid_m3")
 # Title, policy whose run is taken, and policy that collects from it at the beginning of its fine-tuning.
@@ -48,7 +48,7 @@ def measure(runs: Path, name: str, episodes: int, command: str) -> tuple[list[Tr
         if not run.is_dir():
             print(f"no run at {run}: its panel is left out", file=sys.stderr)
             continue
-        checkpoint = newest_checkpoint(str(run))
+        checkpoint = find_checkpoint(str(run))
         config = REPOSITORY / "dizoo_configs" / "avoid" / f"{name}_{fine_tuned or cloned}_config.py"
         make = of_policy if fine_tuned is None else of_collecting
         panels.append(make(task, config, checkpoint, seeds, title))

@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ding_ebm.weights import read_weights
+
+# What checkpoints of policies and converted policies hold under these names, where they have them.
+_ENTRIES = dict(
+    model=dict,
+    fine_tuned=dict,
+    critic=dict,
+    normalizer=dict,
+    facts=dict,
+    meta=dict,
+    energy=dict,
+    kind=str,
+    train_iter=int,
+)
 # The end of an archive without a comment: this signature, 16 bytes, and the length of the comment, two bytes of 0.
 _END, _END_LENGTH = b"PK\x05\x06", 22
 _LABEL = b"sha256: "
@@ -58,19 +72,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If its sum is another one, it has none, or it holds something else than tensors and plain values.
+        ValueError: If its sum is another one, it has none, or it holds something else than expected; see
+            :func:`~ding_ebm.weights.read_weights`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}; runs keep theirs in <exp_name>/ckpt/")
     check_sum(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} is no checkpoint: it holds a {type(state).__name__}, a dictionary is expected")
+    state = read_weights(path)
+    for name, kind in _ENTRIES.items():
+        if not isinstance(state.get(name, kind()), kind):
+            raise ValueError(f"{path}: {name!r} is a {type(state[name]).__name__}, a {kind.__name__} is expected")
+    for name, part in _networks(state):
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items()):
+            raise ValueError(f"{path}: {name!r} must be tensors by name, and holds something else")
     return state
+
+
+def _networks(state: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """The state dicts of networks in a checkpoint, by their places."""
+    for name in ("model", "fine_tuned", "critic"):
+        yield name, state.get(name, {})
+    for name, part in state.get("normalizer", {}).items():
+        yield f"normalizer.{name}", part if isinstance(part, dict) else {None: part}
 
 
 def check_sum(path: str | Path) -> None:

@@ -16,17 +16,31 @@ PACKAGE = ROOT / "ding_ebm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer imports itself and those before it.
-LAYERS = ("config", "checkpoint", "diffusion", "model", "energy", "data", "envs", "policy", "host", "evaluation", "cli")
+LAYERS = (
+    "config",
+    "weights",
+    "checkpoint",
+    "diffusion",
+    "model",
+    "energy",
+    "data",
+    "envs",
+    "policy",
+    "host",
+    "evaluation",
+    "cli",
+)
 BELOW_POLICY = LAYERS[: LAYERS.index("policy")]
 # Beyond the order: what a layer may import from outside the standard library and the package ...
 THIRD_PARTY = {
     "config": set(),
+    "weights": {"torch"},
     "checkpoint": {"torch"},
     "diffusion": {"torch"},
     "model": {"torch"},
     "energy": {"torch", "numpy"},
     "data": {"torch", "numpy", "h5py"},
-    "envs": {"numpy", "gymnasium", "mujoco", "robosuite"},
+    "envs": {"numpy", "gymnasium", "gymnasium_robotics", "mujoco", "robosuite"},
 }
 # ... and what a policy may not: data sets and environments come to it through the host.
 NOT_FOR_POLICIES = re.compile(r"ding_ebm\.(envs|data(?!\.normalizer\b))")
@@ -65,23 +79,55 @@ def imports_of(path: Path) -> set[str]:
     return imports(path.read_text("utf-8"), ".".join(path.relative_to(ROOT).parts[:-1]))
 
 
+# Calls that can execute code from what they are given, whatever their options say.
+RUN_CODE = re.compile(
+    r"(builtins\.)?(eval|exec|__import__)"
+    r"|(_?c?pickle|dill|cloudpickle|joblib|marshal|shelve|hickle|jsonpickle|code|runpy)\.\w+"
+    r"|(yaml|ruamel\.yaml)\.(unsafe_|full_|unsafe_all_)?load(_all)?|yaml\.(Unsafe|Full)?Loader"
+    r"|(pandas|numpy\.lib\.npyio)\.read_pickle|os\.(system|popen|exec\w*|spawn\w*)"
+    r"|torch\.(jit\.load|package\.\w+|hub\.load\w*|serialization\.(add_safe_globals|safe_globals)|utils\.model_zoo\.\w+)"
+    r"|importlib\.util\.spec_from_file_location|imp\.load_\w+"
+    # ... or put a file wherever its name in the archive says.
+    r"|(\w+\.)*(extractall|unpack_archive)"
+)
+# DI-engine imports a config file as a module: one place does that, with the file that the user names.
+RUNS_CONFIGS = {"ding_ebm/evaluation/checkpoint.py"}
+
+
+def full_names(tree: ast.Module) -> dict[str, str]:
+    """What the names that a module imports stand for."""
+    found = {"np": "numpy"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update({alias.asname: alias.name for alias in node.names if alias.asname})
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+    return found
+
+
 def dangerous_calls(source: str) -> list[str]:
     """Calls that can execute code from a file: pickles, eval, and loaders that unpickle unless told not to."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    found, tree = [], ast.parse(source)
+    names = full_names(tree)
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        name = ast.unparse(node.func)
+        first, dot, rest = ast.unparse(node.func).partition(".")
+        name = f"{names.get(first, first)}{dot}{rest}"
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         if (
-            name in ("eval", "exec", "__import__")
-            or re.fullmatch(r"(c?pickle|dill|cloudpickle|joblib|marshal|shelve)\.\w+", name)
-            or re.fullmatch(r"yaml\.(unsafe_|full_)?load", name)
-            or (name in ("torch.load", "load") and options.get("weights_only") != "True")
-            or (name in ("np.load", "numpy.load") and options.get("allow_pickle", "False") != "False")
+            (RUN_CODE.fullmatch(name) and not _is_safe_yaml(name, options))
+            or (re.fullmatch(r"torch\.(serialization\.)?load|load", name) and options.get("weights_only") != "True")
+            or (options.get("allow_pickle", "False") != "False" and not re.fullmatch(r"numpy\.save\w*", name))
+            or options.get("shell", "False") != "False"
+            or (name.startswith("numpy.") and name.endswith("load") and None in options)
         ):
             found.append(f"line {node.lineno}: {name}")
     return found
+
+
+def _is_safe_yaml(name: str, options: dict[str | None, str]) -> bool:
+    return name == "yaml.load" and re.fullmatch(r"(yaml\.)?C?SafeLoader", options.get("Loader", "")) is not None
 
 
 def run_python(code: str) -> str:
@@ -172,6 +218,11 @@ def test_no_file_of_the_package_executes_code_from_a_file():
     assert not {path: calls for path, calls in found.items() if calls}
 
 
+def test_a_config_is_executed_in_one_place_only():
+    found = {str(path.relative_to(ROOT)) for path in MODULES if re.search(r"\bread_config\b", path.read_text("utf-8"))}
+    assert found == RUNS_CONFIGS
+
+
 def test_no_file_of_the_package_is_too_long():
     lengths = {path: len(path.read_text("utf-8").splitlines()) for path in MODULES}
     limits = {path: MAX_LINES_OF_A_POLICY if path.parent.name == "policy" else MAX_LINES for path in MODULES}
@@ -186,15 +237,46 @@ def test_no_file_of_the_package_is_too_long():
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
+        "np.load(path, **options)",
+        "import numpy\nnumpy.load(path, allow_pickle=yes)",
+        "np.lib.format.read_array(f, allow_pickle=True)",
         "yaml.load(f)",
+        "yaml.load(f, Loader=yaml.FullLoader)",
+        "yaml.unsafe_load(f)",
         "joblib.load(f)",
+        "import pickle as p\np.loads(b)",
+        "from pickle import Unpickler as U\nU(f)",
+        "from torch import load\nload(path)",
+        "import torch as t\nt.load(path, **options)",
+        "torch.jit.load(path)",
+        "torch.serialization.add_safe_globals([Policy])",
+        "exec(text)",
+        "from builtins import eval as e\ne(text)",
+        "os.system(text)",
+        "subprocess.run(text, shell=True)",
+        "runpy.run_path(path)",
+        "archive.extractall(folder)",
+        "shutil.unpack_archive(path)",
     ],
 )
 def test_the_search_for_dangerous_calls_finds_them(call: str):
     assert dangerous_calls(call)
 
 
-@pytest.mark.parametrize("call", ["model.eval()", "torch.load(p, weights_only=True)", "np.load(p)", "json.load(f)"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "model.eval()",
+        "torch.load(p, weights_only=True)",
+        "np.load(p)",
+        "np.save(p, a, allow_pickle=False)",
+        "json.load(f)",
+        "yaml.safe_load(f)",
+        "yaml.load(f, Loader=yaml.SafeLoader)",
+        "subprocess.run([name], shell=False)",
+        "re.compile(text)",
+    ],
+)
 def test_the_search_for_dangerous_calls_spares_the_others(call: str):
     assert not dangerous_calls(call)
 

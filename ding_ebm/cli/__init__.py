@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ding_ebm import __version__
-from ding_ebm.cli.arguments import add_command, positive, quiet_import
+from ding_ebm.cli.arguments import add_command, positive, printable, quiet_import
 from ding_ebm.cli.data import add_data
 from ding_ebm.cli.trajectories import add_trajectories
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, ConnectionError) as error:
-        print(f"ding-ebm: error: {error}", file=sys.stderr)
+        print(f"ding-ebm: error: {printable(str(error))}", file=sys.stderr)
         return 2
     return status
 

@@ -28,6 +28,11 @@ def positive(text: str) -> int:
     return value
 
 
+def printable(text: str) -> str:
+    """A text without what a terminal would obey: names in files that somebody else wrote may hold anything."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+
+
 def quiet_import():
     """Import what loads the host, without the notices on optional packages that its modules print meanwhile."""
     with contextlib.redirect_stderr(io.StringIO()):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ding_ebm.cli.arguments import add_command, positive, quiet_import
+from ding_ebm.cli.arguments import add_command, positive, printable, quiet_import
 
 if TYPE_CHECKING:
     from ding_ebm.data.formats import Transitions
@@ -175,7 +175,7 @@ def _info(options: argparse.Namespace) -> int:
     print(f"sum       {transitions.checksum()}")
     for key, text in transitions.metadata.items():
         shown = text if len(text) <= 80 else f"{text[:77]}..."
-        print(f"noted     {key}: {' '.join(shown.split())}")
+        print(f"noted     {key}: {printable(' '.join(shown.split()))}")
     print(f"\n{_columns(transitions)}", end="")
     return 0
 

@@ -10,7 +10,6 @@ Letters: To observation history, Tp predicted actions, Do observation, Da action
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from ding_ebm.data.dppo_npz import EPSILON, read_ranges
 from ding_ebm.model.critics import ValueNet
 from ding_ebm.model.diffusion_mlp import DiffusionMLP
 from ding_ebm.model.unet import Unet1D
+from ding_ebm.weights import read_weights
 
 WEIGHTS = ("ema", "model")
 
@@ -190,13 +190,7 @@ def write_policy(
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a checkpoint of the reference is called state_<n>.pt")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a torch file of tensors and plain values: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint of the reference is a dict of 'model'")
-    return content
+    return read_weights(path, "checkpoint of the reference")
 
 
 def _choose(content: Mapping[str, Any], weights: str, path: str | Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ding_ebm.data.files import new_folder
-from ding_ebm.data.npz import flags, numbers, read_npz, texts_from_json, write_npz
+from ding_ebm.data.npz import flags, numbers, read_json_texts, read_npz, write_npz
 from ding_ebm.data.transitions import Episode, Transitions, join_episodes, split_episodes
 
 _METADATA_FILE = "metadata.json"
@@ -32,8 +32,7 @@ def read_episode_folder(path: str | Path) -> Transitions:
     files = sorted(path.glob("*.npz"), key=_by_numbers)
     if not files:
         raise FileNotFoundError(f"no npz files in {path}; one an episode is expected")
-    beside = path / _METADATA_FILE
-    texts = texts_from_json(beside.read_text("utf-8"), str(beside)) if beside.is_file() else {}
+    texts = read_json_texts(path / _METADATA_FILE)
     return join_episodes([_read_episode(file) for file in files], str(path), texts)
 
 

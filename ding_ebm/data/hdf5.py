@@ -1,12 +1,14 @@
 """Arrays and texts of HDF5 files that somebody else wrote.
 
 Nothing of a file is executed, and nothing leads out of it: soft and external links, arrays that are stored in other
-files, and elements that are no numbers are refused unopened.
+files, and elements that are no numbers are refused unopened, and so are arrays that would take far more memory than
+the file has bytes for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from numpy.typing import NDArray
 
 # What is read at a time where numbers are converted, in bytes.
 _BLOCK = 1 << 24
+# An array of more bytes than the first that is packed more often than the second says is refused: it would fill the
+# memory from a small file. Only equal values pack like that, of which a file of so many rows would be useless.
+MAX_UNPACKED, MAX_PACKED = 1 << 26, 100
+# HDF5's classes of elements that can be numbers or, as h5py writes booleans, an enumeration.
+_NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
 
 
 @contextlib.contextmanager
@@ -34,6 +41,8 @@ def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
+    except MemoryError as error:
+        raise ValueError(f"{path}: its arrays take more memory than there is: {error}") from error
     except (OSError, RuntimeError, KeyError) as error:  # what h5py raises for damaged bytes, by where they are
         raise ValueError(f"{path}: not a readable HDF5 file, it may be cut short or damaged: {error}") from error
 
@@ -94,11 +103,36 @@ def get_array(group: h5py.Group, key: str, rank: int | None = None, expected: st
         raise ValueError(f"{name} is a group, an array{f' of {rank} dimensions' if rank else ''} is expected")
     if data.external or data.is_virtual:
         raise ValueError(f"{name} is stored in other files; the array itself is expected in the file")
-    if data.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {data.dtype}, real numbers or booleans are expected")
+    if _class_of(data) not in _NUMBERS or data.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has {_element(data)}, real numbers or booleans are expected")
+    _check_packing(data, name)
     if rank is not None and data.ndim != rank:
         raise ValueError(f"{name} must have {rank} dimension{'s'[: rank - 1]}, got shape {data.shape}")
     return data
+
+
+def _class_of(data: Any) -> int:
+    """HDF5's class of the elements of an array or attribute, without what h5py would make of them."""
+    return int(data.id.get_type().get_class())
+
+
+def _element(data: h5py.Dataset) -> str:
+    try:
+        return f"dtype {data.dtype}"
+    except TypeError:  # HDF5 has types that NumPy lacks
+        return "a type that is no number"
+
+
+def _check_packing(data: h5py.Dataset, name: str) -> None:
+    """Refuse an array, or a chunk of one, that would take far more memory than the file has bytes for."""
+    shapes = [data.shape, *([data.chunks] if data.chunks else [])]
+    unpacked = max(math.prod(shape) for shape in shapes) * data.dtype.itemsize
+    stored = min(data.id.get_storage_size(), Path(data.file.filename).stat().st_size)
+    if unpacked > MAX_UNPACKED and unpacked > MAX_PACKED * stored:
+        raise ValueError(
+            f"{name} of shape {data.shape} would take {unpacked} bytes of memory, and the file holds {stored} bytes of "
+            "it: it may be damaged, or made to fill the memory"
+        )
 
 
 def read_numbers(group: h5py.Group, key: str, rank: int, expected: str = "") -> NDArray[np.float32]:
@@ -145,23 +179,50 @@ def read_texts(group: h5py.Group, name: str) -> dict[str, str]:
     for key in keys_of(group[name]):
         if is_array(group[name], key):
             data = group[name][key]
-            if data.shape == () and h5py.check_string_dtype(data.dtype) and not data.external and not data.is_virtual:
+            if data.shape == () and _class_of(data) == h5py.h5t.STRING and not data.external and not data.is_virtual:
+                _check_packing(data, _where(group[name], key))
                 texts[key] = data.asstr(errors="replace")[()]
     return texts
 
 
 def read_names(group: h5py.Group, key: str) -> list[str]:
     """A vector of texts; see :func:`get_array` for what is refused."""
-    if not is_array(group, key) or not h5py.check_string_dtype(group[key].dtype) or group[key].ndim != 1:
+    if not is_array(group, key) or _class_of(group[key]) != h5py.h5t.STRING or group[key].ndim != 1:
         raise ValueError(f"{_where(group, key)} is no list of texts in the file itself")
     if group[key].external or group[key].is_virtual:
         raise ValueError(f"{_where(group, key)} is stored in other files; the list itself is expected in the file")
+    _check_packing(group[key], _where(group, key))
     return [str(name) for name in group[key].asstr(errors="replace")[()]]
 
 
 def text_attributes(group: h5py.Group) -> dict[str, str]:
     """The attributes of a group that are single texts, by name."""
-    return {key: value for key, value in group.attrs.items() if isinstance(value, str)}
+    texts = {}
+    for key in group.attrs:
+        attribute = group.attrs.get_id(key)
+        if is_plain_name(key) and attribute.shape == () and attribute.get_type().get_class() == h5py.h5t.STRING:
+            value = group.attrs[key]
+            texts[key] = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return texts
+
+
+def is_plain_name(key: str) -> bool:
+    """Whether a name leads nowhere when it is written into a file: it has no ``/`` and is not ``.`` or ``..``."""
+    return key.strip(".") != "" and "/" not in key and key.isprintable()
+
+
+def flag_attribute(group: h5py.Group, key: str, default: bool) -> bool:
+    """An attribute of a group that is one flag, or the default where there is none.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if key not in group.attrs:
+        return default
+    attribute = group.attrs.get_id(key)
+    if attribute.shape != () or attribute.get_type().get_class() not in _NUMBERS:
+        raise ValueError(f"{_where(group, key)} is no single flag")
+    return bool(group.attrs[key])
 
 
 def _is_hard(group: h5py.Group, key: str) -> bool:

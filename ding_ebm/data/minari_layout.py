@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ding_ebm.data.files import new_folder
 from ding_ebm.data.hdf5 import get_group, is_group, keys_of, open_hdf5, read_flags, read_numbers
-from ding_ebm.data.npz import texts_from_json
+from ding_ebm.data.npz import read_json_texts
 from ding_ebm.data.transitions import Episode, Transitions, join_episodes, split_episodes
 
 MAIN_FILE = "main_data.hdf5"
@@ -63,8 +63,7 @@ def read_minari_folder(path: str | Path, obs_keys: Sequence[str] | None = None) 
             (name for name in keys_of(file) if re.fullmatch(r"episode_\d+", name)), key=lambda name: int(name[8:])
         )
         episodes = [_read_episode(get_group(file, name), obs_keys) for name in names]
-    beside = main.with_name(_METADATA_FILE)
-    texts = texts_from_json(beside.read_text("utf-8"), str(beside)) if beside.is_file() else {}
+    texts = read_json_texts(main.with_name(_METADATA_FILE))
     return join_episodes(episodes, str(path), {key: text for key, text in texts.items() if key not in _OWN})
 
 

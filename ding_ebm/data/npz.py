@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ding_ebm.data.files import new_file
-from ding_ebm.data.hdf5 import as_flags
+from ding_ebm.data.hdf5 import MAX_PACKED, MAX_UNPACKED, as_flags, is_plain_name
 
 # What numpy and zipfile raise for damaged bytes, by where they are.
 _DAMAGE = (
+    RuntimeError,  # an encrypted entry, or a literal nested too deep
+    struct.error,
+    tokenize.TokenError,
     ValueError,
     EOFError,
     OSError,
@@ -30,6 +36,9 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+# Of the file of notes beside a data set; those of Minari's have some kB.
+_MAX_JSON = 1 << 22
 
 
 def read_npz(path: Path, kind: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
@@ -48,21 +57,51 @@ def read_npz(path: Path, kind: str, required: Sequence[str], optional: Sequence[
     if not path.is_file():
         raise FileNotFoundError(f"no data file {path}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name[: -len(".npy")] for name in archive.namelist() if name.endswith(".npy")]
+            wanted = [key for key in (*required, *optional) if key in names]
+            _check_entries(archive, wanted)
         with np.load(path, allow_pickle=False) as file:
-            names = list(file.keys())
-            arrays = {key: file[key] for key in (*required, *optional) if key in names}
+            arrays = {key: file[key] for key in wanted}
     except _DAMAGE as error:
         raise ValueError(f"{path} is not an npz file of plain arrays, it may be cut short: {error}") from error
     missing = [key for key in required if key not in arrays]
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}; {kind} has {', '.join(required)}, and in this file there are "
-            f"{', '.join(names) or 'no arrays'}"
+            f"{', '.join(names[:20]) or 'no arrays'}"
         )
     for key, array in arrays.items():
         if array.dtype.kind not in "fiubU":
             raise ValueError(f"{path}: {key!r} has dtype {array.dtype}, real numbers or booleans are expected")
     return arrays
+
+
+def _check_entries(archive: zipfile.ZipFile, keys: Sequence[str]) -> None:
+    """Refuse arrays that are not what their headers say, or would take far more memory than the file has bytes for."""
+    unpacked = packed = 0
+    for key in keys:
+        entry = archive.getinfo(f"{key}.npy")
+        with archive.open(entry) as file:
+            size, dtype = _declared(file)
+        if dtype.hasobject:
+            raise ValueError(f"{key!r} holds Python objects, which are pickled and could run code")
+        if size != entry.file_size:
+            raise ValueError(f"{key!r} takes {size} bytes by its header, and has {entry.file_size}")
+        unpacked, packed = unpacked + entry.file_size, packed + entry.compress_size
+    if unpacked > MAX_UNPACKED and unpacked > MAX_PACKED * packed:
+        raise ValueError(
+            f"its arrays would take {unpacked} bytes of memory, and the file holds {packed} bytes of them: it may be "
+            "made to fill the memory"
+        )
+
+
+def _declared(file: IO[bytes]) -> tuple[int, np.dtype[Any]]:
+    """Bytes of an array with its header, as the header says, and its dtype."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return file.tell() + math.prod(shape) * dtype.itemsize, dtype
 
 
 def npz_names(path: Path) -> list[str]:
@@ -112,6 +151,15 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def read_json_texts(path: Path) -> dict[str, str]:
+    """The texts of the JSON object in a file, none where there is no such file; see :func:`texts_from_json`."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, notes on a data set have at most {_MAX_JSON}")
+    return texts_from_json(path.read_text("utf-8", "replace"), str(path))
+
+
 def texts_from_json(text: str, name: str) -> dict[str, str]:
     """The texts of a JSON object, by name; what else is in it is passed over.
 
@@ -120,8 +168,8 @@ def texts_from_json(text: str, name: str) -> dict[str, str]:
     """
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{name} must be a JSON object, got {type(found).__name__}")
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    return {key: value for key, value in found.items() if isinstance(value, str) and is_plain_name(key)}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ding_ebm.data.files import new_file
 from ding_ebm.data.hdf5 import (
+    flag_attribute,
     get_array,
     get_group,
     is_array,
@@ -155,7 +156,7 @@ def _choose(demo: h5py.Group, obs_keys: Sequence[str] | None, leave_out_images: 
             )
     if not obs_keys:
         raise ValueError(f"{where}: there is no key to read as an observation; found {', '.join(ranks) or 'none'}")
-    sizes = {key: demo["obs"][key].shape[1:] for key in obs_keys}
+    sizes = {key: get_array(demo["obs"], key).shape[1:] for key in obs_keys}
     return {key: size[0] if size else 1 for key, size in sizes.items()}
 
 
@@ -174,7 +175,7 @@ def _read_columns(demos: list[h5py.Group], sizes: dict[str, int]) -> tuple[dict[
     terminated, truncated = np.zeros((2, stops[-1]), dtype=np.bool_)
     for demo, stop in zip(demos, stops):
         terminated[stop - 1] = _of_length(read_flags(demo, "dones"), demo)[-1]
-        truncated[stop - 1] = demo.attrs.get("truncated", not terminated[stop - 1])
+        truncated[stop - 1] = flag_attribute(demo, "truncated", not terminated[stop - 1])
     return {**columns, "terminated": terminated, "truncated": truncated}, lengths
 
 

@@ -19,8 +19,7 @@ from ding_ebm.envs.task import Task, look_up
 from ding_ebm.envs.tasks import avoid, kitchen, locomotion, mazes, robomimic
 
 TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (*locomotion.TASKS, *mazes.TASKS, *kitchen.TASKS, *robomimic.TASKS, *avoid.TASKS)
+    task.name: task for task in (*locomotion.TASKS, *mazes.TASKS, *kitchen.TASKS, *robomimic.TASKS, *avoid.TASKS)
 }
 
 

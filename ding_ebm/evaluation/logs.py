@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboardX.proto.event_pb2 import Event
 
@@ -50,6 +51,9 @@ def _scalars(run: str | Path) -> Iterator[tuple[int, str, float]]:
             end = begin + (struct.unpack_from("<Q", content, start)[0] if begin <= len(content) else len(content))
             if end + _AFTER > len(content):
                 raise ValueError(f"{path} is cut short: its record at byte {start} is incomplete")
-            event = Event.FromString(content[begin:end])
+            try:
+                event = Event.FromString(content[begin:end])
+            except DecodeError as error:
+                raise ValueError(f"{path} is no log of TensorBoard's: its record at byte {start}: {error}") from error
             yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
             start = end + _AFTER

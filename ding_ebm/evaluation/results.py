@@ -120,12 +120,19 @@ def read_results(path: str | Path) -> list[Result]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no results at {str(path)!r}; `ding-ebm eval --out FILE.csv` makes them")
+    try:
+        return _read_rows(Path(path))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV file of results: {error}") from error
+
+
+def _read_rows(path: Path) -> list[Result]:
     results = []
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, ()))
         if header != COLUMNS:
-            raise ValueError(f"{path}: the columns must be {','.join(COLUMNS)}, got {','.join(header)}")
+            raise ValueError(f"{path}: the columns must be {','.join(COLUMNS)}, got {','.join(header)[:200]}")
         for line in reader:
             try:
                 if len(line) != len(COLUMNS):

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -64,12 +65,22 @@ def support_actions(
     path = None if cache_dir is None else cache_dir / f"support_{key[:32]}.npy"
     if path is not None and path.exists():
         try:
-            cached = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            # Mapped: what a header says is not allocated before it is compared with the size of the file.
+            cached = np.lib.format.open_memmap(path, mode="r")
+        except (
+            ValueError,
+            EOFError,
+            OSError,
+            ArithmeticError,
+            TypeError,
+            SyntaxError,
+            RuntimeError,
+            TokenError,
+        ) as error:
             raise ValueError(f"{path} cannot be read ({error}); delete the file") from error
         if cached.shape != shape or cached.dtype != np.float32:
             raise ValueError(f"{path}: expected {shape} float32, found {cached.shape} {cached.dtype}; delete the file")
-        return torch.from_numpy(cached).to(states.device)
+        return torch.from_numpy(np.array(cached)).to(states.device)
 
     generator = torch.Generator(states.device).manual_seed(int(key[:15], 16))
     actions = torch.empty(shape, device=states.device)

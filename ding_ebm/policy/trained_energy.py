@@ -6,6 +6,7 @@ Letters: B batch, To observation history, Tp predicted actions, Do observation, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,25 +139,47 @@ def load_energy(path: str, device: str | torch.device) -> TrainedEnergy:
             f"{file} is no energy: it holds {', '.join(sorted(map(str, state)))}, and not what energy_model records; "
             "train one by ding -m serial_offline with an energy config"
         )
-    facts = state["facts"]
+    facts = _checked_facts(state, file)
     settings = {key.split(".")[1]: value for key, value in facts.items() if "." in key}
     network = next(key.split(".")[0] for key in facts if "." in key)
-    energy = TrainedEnergy(
-        make_energy({**facts, "network": network, network: settings}),
-        Normalizer(facts["obs_dim"]),
-        Normalizer(facts["action_dim"]),
-        facts["task"],
-        facts["cond_steps"],
-        facts["horizon_steps"],
-        facts["denoising_steps"],
+    model = {**facts, "network": network, network: settings}
+    parts: dict[str, Callable[[], nn.Module]] = dict(
+        network_ema=lambda: make_energy(model),
+        obs_normalizer=lambda: Normalizer(facts["obs_dim"]),
+        action_normalizer=lambda: Normalizer(facts["action_dim"]),
     )
-    for name, part in (
-        ("network_ema", energy.network),
-        ("obs_normalizer", energy.obs_normalizer),
-        ("action_normalizer", energy.action_normalizer),
-    ):
-        part.load_state_dict({k[len(name) + 1 :]: v for k, v in state["model"].items() if k.startswith(f"{name}.")})
-    return energy.to(device)
+    lengths = (facts[key] for key in ("cond_steps", "horizon_steps", "denoising_steps"))
+    return TrainedEnergy(
+        *(_built(make, state["model"], name, file) for name, make in parts.items()), facts["task"], *lengths
+    ).to(device)
+
+
+def _checked_facts(state: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """What a checkpoint says of its energy, refused where something is missing."""
+    facts = state.get("facts", {})
+    needed = ("task", "obs_dim", "action_dim", "cond_steps", "horizon_steps", "denoising_steps")
+    missing = [key for key in needed if key not in facts] + ["model"] * ("model" not in state)
+    if missing or not any("." in key for key in facts):
+        raise ValueError(f"{file} is no energy: it lacks {', '.join(missing) or 'the sizes of its network'}")
+    longest = max((len(value) for value in facts.values() if isinstance(value, (list, tuple))), default=0)
+    if longest > len(state["model"]):
+        raise ValueError(f"{file}: the facts speak of {longest} layers, and there are {len(state['model'])} tensors")
+    return facts
+
+
+def _built(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str, file: Path) -> nn.Module:
+    """A module with its part of a state, made only if the state has the sizes that the checkpoint says."""
+    kept = {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
+    try:
+        with torch.device("meta"):  # no memory is taken
+            expected = {key: value.shape for key, value in make().state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+        raise ValueError(f"{file}: no {name} can be made of what its facts say: {error}") from error
+    if expected != {key: value.shape for key, value in kept.items()}:
+        raise ValueError(f"{file}: the tensors of {name} do not have the names and sizes that its facts say")
+    module = make()
+    module.load_state_dict(kept)
+    return module
 
 
 def check_fits(energy: TrainedEnergy, model: Mapping[str, Any], path: str, denoising_steps: int | None = None) -> None:

@@ -289,10 +289,10 @@ def test_files_that_are_missing_foreign_or_would_run_code_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="m.npz: no such file; the reference keeps normalization.npz"):
         read_dppo_checkpoint(path, tmp_path / "m.npz")
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="state_1.pt is not a torch file of tensors and plain values"):
+    with pytest.raises(ValueError, match="state_1.pt is not a readable checkpoint of the reference"):
         read_dppo_checkpoint(path, tmp_path / "n.npz")
     torch.save(dict(ema=Malice()), path)
-    with pytest.raises(ValueError, match="state_1.pt is not a torch file of tensors and plain values"):
+    with pytest.raises(ValueError, match="state_1.pt is not a readable checkpoint of the reference"):
         read_dppo_checkpoint(path, tmp_path / "n.npz")
     np.save(tmp_path / "n.npy", np.zeros(3))
     (tmp_path / "text.npz").write_text("not an npz")
