@@ -171,6 +171,20 @@ def test_the_report_of_a_task_of_ones_own_has_its_score_without_an_interval(caps
     assert line.split() == ["own_pendulum", "-", "dppo", "-", "1", "62.5", "-", "-", "-", "5", "episodes"]
 
 
+def test_warnings_of_a_data_set_are_shown_and_fail_a_strict_check(capsys, tmp_path):
+    path = tmp_path / "file.hdf5"
+    write_d4rl_hdf5(path, make_demonstrations(3, seed=1))
+    assert main(["data", "check", str(path), "--task", "avoid", "--strict"]) == 0
+    assert "warning:" not in capsys.readouterr().out
+    demonstrations = make_demonstrations(3, seed=1)
+    doubtful = dataclasses.replace(demonstrations, reward=np.ones_like(demonstrations.reward))
+    path.unlink()
+    write_d4rl_hdf5(path, doubtful)
+    for options, status in (((), 0), (("--strict",), 1)):
+        assert main(["data", "check", str(path), *options]) == status
+        assert f"warning: reward is 1 in all {len(doubtful)} rows" in capsys.readouterr().out
+
+
 def test_collected_demonstrations_are_those_of_the_seed(capsys, tmp_path):
     path = tmp_path / "new" / "file.hdf5"
     assert main(["data", "collect", "avoid", "--out", str(path), "--episodes", "9", "--seed", "5"]) == 0

@@ -27,8 +27,9 @@ def add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
     check = add_command(actions, "check", _check, "describe a data set and refuse one that would train into nonsense")
     _add_reading(check)
-    check.add_argument("--task", help="task that the data should be of; its dimensions and action range are compared")
+    check.add_argument("--task", help="task that the data should be of; dimensions, range and limits are compared")
     check.add_argument("-c", "--config", metavar="FILE", help="of a task of your own: a config that registers it")
+    check.add_argument("--strict", action="store_true", help="end with status 1 if there are warnings")
 
     info = add_command(actions, "info", _info, "describe a data set: episodes, returns, ranges of columns, sum")
     _add_reading(info)
@@ -144,6 +145,7 @@ def _collect(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from ding_ebm.data.checks import check_transitions
+    from ding_ebm.data.doubts import doubts
     from ding_ebm.envs.registry import get_task
     from ding_ebm.evaluation.results import describe
 
@@ -159,9 +161,12 @@ def _check(options: argparse.Namespace) -> int:
     if task is None:
         check_transitions(transitions, action_range=None)
     else:
-        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_bounds)
-    print("problems: none" if task else "problems: none (dimensions and action range not compared: no --task)")
-    return 0
+        check_transitions(transitions, task.obs_dim, task.action_dim, task.action_bounds, task.max_episode_steps)
+    found = doubts(transitions, **(task.expectations if task else {}))
+    for doubt in found:
+        print(f"warning: {doubt}")
+    print("problems: none" if task else "problems: none (dimensions, range and time limit not compared: no --task)")
+    return 1 if found and options.strict else 0
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -21,10 +21,12 @@ def check_transitions(
     obs_dim: int | None = None,
     action_dim: int | None = None,
     action_range: tuple[ArrayLike, ArrayLike] | None = (-1.0, 1.0),
+    max_episode_steps: int | None = None,
 ) -> None:
     """Refuse data that would train silently into nonsense.
 
-    A row that is both terminated and truncated is in order: terminated wins where values are bootstrapped.
+    What may be meant is not refused but said, by :func:`~ding_ebm.data.doubts.doubts`. A row that is both terminated
+    and truncated is in order: terminated wins where values are bootstrapped.
 
     Args:
         transitions: The rows.
@@ -32,6 +34,7 @@ def check_transitions(
         action_dim: Da of the environment, or None.
         action_range: Lowest and highest action of the environment, each one number or (Da,); None for
             unbounded actions.
+        max_episode_steps: The environment's time limit, or None where it is not known.
 
     Raises:
         ValueError: Naming every problem, with how many rows have it, the first of them, and what would be right.
@@ -42,6 +45,8 @@ def check_transitions(
     if action_range is not None and action_dim in (None, transitions.action.shape[1]):
         problems += _action_ranges(transitions.action, *action_range)
     problems += _broken_order(transitions)
+    if max_episode_steps is not None:
+        problems += _missing_ends(transitions, max_episode_steps)
     if problems:
         raise ValueError(f"{transitions.source}: " + "; ".join(problems))
 
@@ -99,4 +104,21 @@ def _broken_order(transitions: Transitions) -> list[str]:
     return [
         f"next_obs is not the following row's obs in {rows.size} rows inside an episode, first in row {rows[0]}: rows "
         "must be in episode order, and where an episode was cut truncated (timeouts in the file) must be set"
+    ]
+
+
+def _missing_ends(transitions: Transitions, limit: int) -> list[str]:
+    """Time limits that are not marked as such."""
+    if not transitions.episode_ends.size and len(transitions) > limit:
+        return [
+            f"no row is terminated or truncated, and an episode of the task has at most {limit} rows: set terminals "
+            f"and timeouts where episodes end in these {len(transitions)} rows"
+        ]
+    lengths = transitions.episode_lengths()
+    ended = lengths[(transitions.terminated & ~transitions.truncated)[transitions.episode_ends]]
+    if ended.size < 2 or (ended != limit).any():
+        return []
+    return [
+        f"all {ended.size} terminated episodes have just the {limit} steps of the task's time limit: these are "
+        "timeouts, from which values must be bootstrapped; terminals and timeouts may be swapped"
     ]

@@ -18,6 +18,12 @@ MODES = ("none", "mean_std", "min_max")
 _CONSTANT = 1e-6
 
 
+def is_constant(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether columns of these least and largest values, (D,), are constant up to rounding."""
+    constant: NDArray[np.bool_] = high - low <= _CONSTANT * np.maximum(np.abs(low), np.abs(high))
+    return constant
+
+
 class Normalizer(nn.Module):
     """y = (x - shift) / scale, by dimension; the identity until it is fitted or its state is loaded.
 
@@ -64,7 +70,7 @@ class Normalizer(nn.Module):
         shift, scale = 0.5 * (low + high), 0.5 * (high - low)
         if mode == "mean_std":
             shift, scale = array.mean(axis=0, dtype=np.float64), array.std(axis=0, dtype=np.float64)
-        constant = high - low <= _CONSTANT * np.maximum(np.abs(low), np.abs(high))
+        constant = is_constant(low, high)
         normalizer.shift.copy_(torch.from_numpy(shift))
         normalizer.scale.copy_(torch.from_numpy(np.where(constant, 1.0, scale)))
         return normalizer

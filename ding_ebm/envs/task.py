@@ -80,6 +80,12 @@ class Task:
         return low, high
 
     @property
+    def expectations(self) -> dict[str, Any]:
+        """What :func:`ding_ebm.data.doubts.doubts` compares the task's data with."""
+        facts = dict(max_episode_steps=self.max_episode_steps, reference_returns=self.reference_returns)
+        return dict(facts, action_range=self.action_bounds)
+
+    @property
     def missing_modules(self) -> list[str]:
         """Modules that its environments need and that are not installed."""
         return [module for module in NEEDED[self.extra] if importlib.util.find_spec(module) is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ding.utils import DATASET_REGISTRY
@@ -10,6 +11,7 @@ from easydict import EasyDict
 from ding_ebm.data.checks import check_transitions
 from ding_ebm.data.chunks import ChunkDataset
 from ding_ebm.data.datasets import OfflineDataset
+from ding_ebm.data.doubts import doubts
 from ding_ebm.data.formats import Transitions, concatenate, find_data_file, read_data
 from ding_ebm.host.backends import task_of
 from ding_ebm.host.checks import check_run
@@ -58,7 +60,9 @@ def _read(cfg: EasyDict) -> Transitions:
         raise ValueError(f"policy.collect.data_path must name a data file; task {task.name!r} has {known}")
     names = [collect.data_path] if isinstance(collect.data_path, str) else list(collect.data_path)
     transitions = concatenate([read_data(path) for path in [find_data_file(name) for name in names]])
-    check_transitions(transitions, task.obs_dim, task.action_dim, task.action_bounds)
+    check_transitions(transitions, task.obs_dim, task.action_dim, task.action_bounds, task.max_episode_steps)
+    for doubt in doubts(transitions, **task.expectations):
+        logging.getLogger("ding_ebm").warning("%s: %s", transitions.source, doubt)
     return transitions
 
 

@@ -167,3 +167,11 @@ def test_a_file_of_another_task_is_refused(make_cfg, tmp_path):
         file["timeouts"] = np.zeros(rows)
     with pytest.raises(ValueError, match="obs has 11 dimensions, the environment has 4: is this another task's file"):
         create_dataset(make_cfg(learn_from(path)))
+
+
+def test_what_may_be_meant_is_said_before_the_first_step_and_trained_on(make_cfg, data_file, caplog):
+    corrupt(data_file, "rewards", np.zeros_like)
+    dataset = create_dataset(make_cfg(learn_from(data_file)))
+    assert len(dataset) > 0
+    (said,) = [record.getMessage() for record in caplog.records if "reward is 0 in all 48 rows" in record.getMessage()]
+    assert str(data_file) in said
