@@ -117,13 +117,39 @@ class LoadCheckpointHook(LearnerHook):
         completed = int(state.pop("last_iter"))
         engine.collector_envstep = state.pop("last_step")
         engine.last_iter.update(completed)
-        load_evaluator_state(engine, state.pop("evaluator"))
+        evaluator = state.pop("evaluator")
+        load_evaluator_state(engine, evaluator)
+        engine.register_hook(EndWithoutScoreHook(evaluator))
         sampling = state.pop("sampling")
         engine.policy.load_state_dict(state)
         load_sampling_state(engine.exp_name, sampling)
         if is_offline(engine):
             learn.train_epoch -= _epochs_done(path, completed, learn)
         engine.info(f"{engine.instance_name} resumed from {path} at iteration {completed}")
+
+
+class EndWithoutScoreHook(LearnerHook):
+    """After a resumed run that has not come to an evaluation: end the process, well.
+
+    The host's pipelines go on to print or write the score of the last evaluation, and fail where there was none.
+
+    Args:
+        evaluator: The evaluator's state when the run was resumed.
+    """
+
+    def __init__(self, evaluator: dict[str, Any]) -> None:
+        super().__init__("end_without_score", 100, position="after_run")  # after the last checkpoint
+        self._evaluator = evaluator
+
+    def __call__(self, engine: Any) -> None:
+        """End it if no evaluation was made since."""
+        if engine.ckpt_name is None and evaluator_state(engine) == self._evaluator != {}:
+            last = self._evaluator["last_eval_iter"]
+            sys.stderr.write(
+                f"the run is complete at iteration {engine.last_iter.val}; it was evaluated at iteration {last} the "
+                "last time, before it was resumed\n"
+            )
+            raise SystemExit(0)
 
 
 def is_offline(engine: Any) -> bool:
