@@ -7,6 +7,9 @@ over the other. Actions are random and small, so that hoppers and walkers stand 
 anew at once. On avoid, of which there are 1000, actions fill their range and drift upwards, so that episodes end at
 cylinders; there is no process an environment there, for a step takes less than to hand it over. Linux only: the CPU
 time of living workers is read from /proc.
+
+Of robomimic's tasks (``--tasks lift``, with that extra) it is one environment by single steps in this process: ours,
+with and without the images of its cameras, and robosuite's own ``step``.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ from ding_ebm.envs.avoid import MAX_DISPLACEMENT  # noqa: E402
 from ding_ebm.envs.batch import BatchEnv, GymBatch  # noqa: E402
 from ding_ebm.envs.mujoco_batch import MujocoBatch  # noqa: E402
 from ding_ebm.envs.registry import make_batch_env, make_env  # noqa: E402
+from ding_ebm.envs.robomimic import SETUPS  # noqa: E402
 from ding_ebm.envs.running import RUNNERS  # noqa: E402
 
 SCALE = 0.3  # of the actions
 AVOID = ("avoid", "avoid_m1")
 AVOID_ENVS = 1000
 OURS = "ours, chunks of 4"
+STATE = "ours, state"
 
 
 class Batch:
@@ -101,6 +106,39 @@ class Async:
         self._env.close()
 
 
+class Robot:
+    """One of robomimic's tasks, step by step.
+
+    Args:
+        name: The task.
+        kind: ``state``, ``images`` or ``robosuite``.
+    """
+
+    def __init__(self, name: str, kind: str) -> None:
+        self._env: Any = make_env(name)
+        self._kind, self._steps = kind, 0
+        self._rng = np.random.default_rng(0)
+
+    def run(self, wanted: int) -> int:
+        """Execute so many steps and return how many."""
+        for _ in range(wanted):
+            if self._steps % 100 == 0:
+                self._env.reset(seed=self._steps)
+            self._steps += 1
+            action = SCALE * self._rng.uniform(-1, 1, self._env.action_space.shape)
+            if self._kind == "robosuite":
+                self._env._robosuite.step(action)
+            else:
+                self._env.step(action)
+            if self._kind == "images":
+                self._env.images()
+        return wanted
+
+    def cpu(self) -> float:
+        """CPU seconds of this process until now."""
+        return time.process_time()
+
+
 def cpu_seconds(workers: Sequence[Any]) -> float:
     """CPU seconds of this process and of living worker processes until now."""
     ticks = 0
@@ -110,7 +148,7 @@ def cpu_seconds(workers: Sequence[Any]) -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def contenders_of(name: str, num_envs: int, threads: int) -> dict[str, Batch | Async]:
+def contenders_of(name: str, num_envs: int, threads: int) -> dict[str, Any]:
     """What is timed on a task."""
     if name in AVOID:
         reach = MAX_DISPLACEMENT
@@ -121,6 +159,12 @@ def contenders_of(name: str, num_envs: int, threads: int) -> dict[str, Batch | A
                 ("ours, single steps", make_batch_env(name, num_envs), 1),
                 ("GymBatch", GymBatch(lambda: make_env(name), num_envs), 1),
             )
+        }
+    if name in SETUPS:
+        return {
+            STATE: Robot(name, "state"),
+            "ours, with images": Robot(name, "images"),
+            "robosuite's step": Robot(name, "robosuite"),
         }
     workers = Async(name, num_envs)  # first: it forks, which is not for a process with threads
     return {
@@ -138,18 +182,18 @@ def measure(name: str, num_envs: int, threads: int, rounds: int, steps: int) -> 
     for round_number in range(rounds + 1):
         for who, contender in contenders.items():
             cpu, wall = contender.cpu(), time.perf_counter()
-            done = contender.run(steps if round_number else num_envs)  # the first round warms up
+            done = contender.run(steps if round_number else max(num_envs, 20))  # the first round warms up
             if round_number:
                 speeds[who].append((done / (contender.cpu() - cpu), done / (time.perf_counter() - wall)))
     for contender in contenders.values():
         if isinstance(contender, Async):
             contender.close()
-    rows = []
+    rows, first = [], speeds[STATE if name in SETUPS else OURS]
     for who, values in speeds.items():
         row: dict[str, Any] = {"task": name, "environments": who}
         for unit, index in (("cpu", 0), ("wall", 1)):
             summary(row, f"steps_per_{unit}_second", [value[index] for value in values], "{:.0f}")
-            ratios = [ours[index] / other[index] for ours, other in zip(speeds[OURS], values)]
+            ratios = [ours[index] / other[index] for ours, other in zip(first, values)]
             summary(row, f"{unit}_ratio", ratios, "{:.2f}")
         rows.append(row)
     return rows
@@ -165,8 +209,8 @@ def summary(row: dict[str, Any], key: str, values: list[float], form: str) -> No
 def main() -> None:
     """Measure everything, print it and write it to a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", default=[*RUNNERS, *AVOID], choices=[*RUNNERS, *AVOID])
-    parser.add_argument("--num-envs", type=int, default=40, help="of the running tasks; of avoid there are 1000")
+    parser.add_argument("--tasks", nargs="+", default=[*RUNNERS, *AVOID], choices=[*RUNNERS, *AVOID, *SETUPS])
+    parser.add_argument("--num-envs", type=int, default=40, help="of the running tasks; of avoid 1000, of robomimic 1")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of our MuJoCo batch")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--steps", type=int, default=20_000, help="steps of every contender in a round")
@@ -176,6 +220,7 @@ def main() -> None:
     rows = []
     for name in args.tasks:
         num_envs, threads = (AVOID_ENVS, 1) if name in AVOID else (args.num_envs, args.threads)
+        num_envs, threads = (1, 1) if name in SETUPS else (num_envs, threads)
         for row in measure(name, num_envs, threads, args.rounds, args.steps):
             row.update(num_envs=num_envs, threads=threads, rounds=args.rounds, commit=commit.stdout.strip())
             rows.append(row)

@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
         "--train-seed", type=int, metavar="S", help="seed of the training run; default: as its folder says"
     )
     evaluate.add_argument("--out", metavar="FILE.csv", help="append the results to this file")
+    evaluate.add_argument("--video", metavar="FOLDER", help="film the first episodes at each scale into this folder")
+    evaluate.add_argument(
+        "--video-episodes", type=positive, default=1, metavar="N", help="how many of them; default: %(default)s"
+    )
 
     report = add_command(commands, "report", _report, "summarize results over runs (seeds), with intervals")
     report.add_argument("files", nargs="+", metavar="FILE.csv", help="what `ding-ebm eval --out` wrote")
@@ -191,6 +195,8 @@ def _eval(options: argparse.Namespace) -> int:
         train_seed=options.train_seed,
         command=options.command_line,
         say=print,
+        video=options.video,
+        video_episodes=options.video_episodes,
     )
     if options.out:
         append_results(options.out, results)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ding_ebm.envs.batch import ChunkStep, Step, checked_action, checked_chunk, checked_rows
 from ding_ebm.envs.bodies import Body, Floats
 from ding_ebm.envs.mazes import MAZES, make_maze
+from ding_ebm.envs.render import FRAME_SIZE, Renderer
 from ding_ebm.envs.running import RUNNERS, make_runner
 
 # Simulated time at the start of every chunk, seconds. Where MuJoCo warns, of an acceleration that is not finite, say,
@@ -111,6 +112,7 @@ class MujocoBatch:
         self._workers = [(Rollout(nthread=0), mujoco.MjData(model)) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix=name) if threads > 1 else None
         self._pause_openmp = _openmp_pause()
+        self._renderer: Renderer | None = None
         self._physics = 1 + model.nq + model.nv  # time, positions and velocities: MuJoCo's "full physics"
         self._state = np.zeros((num_envs, self._physics + self._body.num_notes))
         self._warmstart = np.zeros((num_envs, model.nv))
@@ -190,8 +192,28 @@ class MujocoBatch:
         self._success |= (reward > 0).any(axis=1)
         return ChunkStep(obs, reward, self._terminated.copy(), self._truncated.copy(), length)
 
+    @property
+    def steps_per_second(self) -> float:
+        """Actions a second of simulated time."""
+        return 1.0 / self._body.seconds
+
+    def frame(self, row: int) -> NDArray[np.uint8]:
+        """A picture of one environment, (256, 256, 3).
+
+        Raises:
+            ModuleNotFoundError: See :class:`~ding_ebm.envs.render.Renderer`.
+        """
+        if self._renderer is None:
+            self._renderer = Renderer(self._model, FRAME_SIZE, FRAME_SIZE)
+        data = self._workers[0][1]
+        mujoco.mj_setState(self._model, data, self._state[row, : self._physics], mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        mujoco.mj_forward(self._model, data)
+        return self._renderer.frame(data, "track" if self._name in RUNNERS else -1)
+
     def close(self) -> None:
         """Release the threads."""
+        if self._renderer is not None:
+            self._renderer.close()
         if self._pool is not None:
             self._pool.shutdown()
         for rollout, _ in self._workers:

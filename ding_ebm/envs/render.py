@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BACKENDS = ("egl", "osmesa")
+# Of pictures for people, height and width in pixels.
+FRAME_SIZE = 256
 
 
 class Renderer:
@@ -29,7 +31,7 @@ class Renderer:
         hidden_groups: Groups of geoms that are not drawn.
 
     Raises:
-        ImportError: If the graphics library is not installed.
+        ModuleNotFoundError: If the graphics library is not installed.
         ValueError: If ``MUJOCO_GL`` names none that draws without a screen.
     """
 
@@ -96,7 +98,7 @@ def _graphics_context(height: int, width: int) -> Any:
     try:
         return importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
     except (ImportError, AttributeError) as error:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"MUJOCO_GL={backend} does not work here: {error}. Install EGL (libegl1 and libgl1-mesa-dri in Debian), or "
             "OSMesa (libosmesa6) and set MUJOCO_GL=osmesa"
         ) from error

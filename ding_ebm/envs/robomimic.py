@@ -27,7 +27,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from ding_ebm.envs.render import Renderer
+from ding_ebm.envs.render import FRAME_SIZE, Renderer
 from ding_ebm.envs.seeding import global_seed
 
 
@@ -95,9 +95,8 @@ _CONTROLLER = {
     "ramp_ratio": 0.2,
 }
 _FREQUENCY = 20
-# Of the images that policies see, and of those for people.
+# Of the images that policies see.
 IMAGE_SIZE = 96
-FRAME_SIZE = 256
 # robosuite's group of geoms for collisions, which are not drawn.
 _COLLISION_GROUP = 0
 # Sizes of objects are drawn when a model is loaded, once: they are the same in every environment.
@@ -134,7 +133,7 @@ class RobomimicEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     Raises:
         ValueError: If the name is unknown.
-        ImportError: If robosuite cannot be imported, for want of a graphics library, say.
+        ModuleNotFoundError: If robosuite cannot be imported, for want of a graphics library, say.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": _FREQUENCY}
@@ -178,7 +177,7 @@ class RobomimicEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """What the task's cameras see, (C, 96, 96, 3), from top to bottom; the hands in numbers go with them.
 
         Raises:
-            ImportError: See :class:`~ding_ebm.envs.render.Renderer`.
+            ModuleNotFoundError: See :class:`~ding_ebm.envs.render.Renderer`.
         """
         return np.stack([self._render(camera, IMAGE_SIZE) for camera in self._setup.cameras])
 
@@ -230,7 +229,7 @@ def _robosuite() -> Any:
     try:
         import robosuite
     except (ImportError, AttributeError) as error:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"robosuite cannot be imported: {error}. It loads a graphics library even where nothing is drawn: install "
             "EGL (libegl1 and libgl1-mesa-dri in Debian), or OSMesa (libosmesa6) and set MUJOCO_GL=osmesa"
         ) from error

@@ -17,6 +17,7 @@ from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.evaluation.results import Result, make_result
 from ding_ebm.evaluation.rollout import Episodes, rollout
+from ding_ebm.evaluation.video import write_videos
 from ding_ebm.evaluation.ways import describe_ways, has_ways, ways_of
 from ding_ebm.host.backends import batch_env, task_of
 from ding_ebm.host.checks import check_run
@@ -76,6 +77,8 @@ def evaluate_checkpoint(
     num_envs: int = 50,
     train_seed: int | None = None,
     say: Callable[[str], object] | None = None,
+    video: str | Path | None = None,
+    video_episodes: int = 1,
 ) -> list[Result]:
     """Evaluate a checkpoint on fixed episodes; a guided one at several scales, each with the same noise.
 
@@ -88,12 +91,15 @@ def evaluate_checkpoint(
         command: What the rows say that made them.
         num_envs: Environments at a time.
         train_seed: Seed that the run was trained with; None: as the host noted it beside the checkpoint's folder.
-        say: Takes a line on what a correction by an energy did to the actions, where the config asks for one, and one
-            on the ways that the episodes took, where the task has ways.
+        say: Takes a line on what a correction by an energy did to the actions, where the config asks for one, one on
+            the ways that the episodes took, where the task has ways, and one on each film.
+        video: Folder for films of the first episodes at each scale, which are made first; see
+            :func:`~ding_ebm.evaluation.video.write_videos`.
+        video_episodes: How many of them.
 
     Raises:
         ValueError: As :func:`load_policy`; if the seed of the run is not known, or a scale is given for a policy
-            without guidance.
+            without guidance, or the task draws no pictures and is to be filmed.
     """
     config = read_run_config(config_path)
     evaluated = _scales(config, scales)
@@ -104,6 +110,9 @@ def evaluate_checkpoint(
     seeds = range(first_seed, first_seed + episodes)
     results = []
     for scale in evaluated:
+        if video is not None:
+            label = "" if scale is None else f"_scale{scale:g}"
+            _film(policy, config, seeds[:video_episodes], video, label, scale, say)
         name = config.policy.type if scale is None else f"scale {scale:g}"
         found = rollout_policy(
             policy, env, seeds, guidance_scale=scale, keep_trajectories=has_ways(task), description=name
@@ -115,6 +124,23 @@ def evaluate_checkpoint(
             say(f"{name}: {describe_ways(ways_of(task, found.trajectories or []))}")
         results.append(make_result(found.returns, found.success, guidance_scale=scale, **facts))
     return results
+
+
+def _film(
+    policy: BasePolicy,
+    config: EasyDict,
+    seeds: Sequence[int],
+    folder: str | Path,
+    label: str,
+    scale: float | None,
+    say: Callable[[str], object] | None,
+) -> None:
+    options = {} if scale is None else dict(guidance_scale=scale)
+    policy.eval_mode.reset()
+    name, chunks = task_of(config.env).name, chunk_lengths(policy)
+    paths = write_videos(lambda obs: policy.act(obs, **options), name, seeds, folder, label=label, **chunks)
+    if say is not None:
+        say("\n".join(f"filmed {path}" for path in paths))
 
 
 def rollout_policy(

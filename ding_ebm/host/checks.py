@@ -23,7 +23,7 @@ ENV_RULES = {
     "n_evaluator_episode": integer(1),
     "act_steps": integer(1),
     "cond_steps": integer(1),
-    "replay_path": Rule(lambda v: v is None, "None: videos of an evaluation are not supported yet"),
+    "replay_path": Rule(lambda v: v is None, "None: the host does not film; use ding-ebm eval --video"),
     "stop_value": Rule(lambda v: isinstance(v, (int, float)) and v == v, "a number, or inf for a run of full length"),
 }
 TOP_LEVEL = dict(exp_name="", seed=0, env={}, policy={}, import_names=[])

@@ -40,7 +40,7 @@ class TaskEnv(BaseEnv):
         n_evaluator_episode=8,
         # (float) Mean return at which the host ends the run.
         stop_value=float("inf"),
-        # (str) Folder for videos of an evaluation; not supported yet.
+        # (str) Folder for videos of the host's evaluation; not supported: use ding-ebm eval --video.
         replay_path=None,
     )
 
