@@ -221,4 +221,4 @@ def test_its_policy_makes_an_update_of_each_stage_and_acts(path):
     low, high = task.action_bounds
     for one in output.values():
         assert one["action"].shape == (task.action_dim,)
-        assert (one["action"] >= low - 1e-6).all() and (one["action"] <= high + 1e-6).all()
+        assert (one["action"].numpy() >= low - 1e-6).all() and (one["action"].numpy() <= high + 1e-6).all()
