@@ -130,7 +130,16 @@ def test_every_task_is_listed_with_the_data_that_is_found(capsys, monkeypatch, t
     # of medium_expert one of two files is there, which is not enough
     assert lines["walker2d"].endswith("  expert")
     assert lines["hopper"].endswith("  none")
-    assert lines["avoid"].split()[1:6] == ["core", "yes", "4", "2", "150"]
+    assert lines["avoid"].split()[1:7] == ["core", "nothing", "yes", "4", "2", "150"]
+    assert "  gymnasium_robotics, mujoco  " in lines["kitchen_mixed"]
+    assert "isaacgym, furniture_bench needs IsaacGym, not run here " in " ".join(lines["lamp_med"].split())
+
+
+def test_listing_the_tasks_imports_no_simulator_and_not_the_host():
+    code = "import sys; from ding_ebm.cli import main; main(['tasks']); print([m for m in {} if m in sys.modules])"
+    heavy = ("mujoco", "gymnasium_robotics", "robosuite", "isaacgym", "ding")
+    done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 OWN_TASK = """

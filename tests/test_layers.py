@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "model": {"torch"},
     "energy": {"torch", "numpy"},
     "data": {"torch", "numpy", "h5py"},
-    "envs": {"numpy", "gymnasium", "gymnasium_robotics", "mujoco", "robosuite"},
+    "envs": {"numpy", "gymnasium", "gymnasium_robotics", "mujoco", "robosuite", "furniture_bench", "torch"},
 }
 # ... and what a policy may not: data sets and environments come to it through the host.
 NOT_FOR_POLICIES = re.compile(r"ding_ebm\.(envs|data(?!\.normalizer\b))")

@@ -154,16 +154,19 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _tasks(options: argparse.Namespace) -> int:
     from ding_ebm.data.formats import DATA_FOLDER_VARIABLE
     from ding_ebm.envs.registry import TASKS
+    from ding_ebm.envs.task import NEEDED
     from ding_ebm.evaluation.results import format_table
 
     lines = []
     for task in TASKS.values():
         found = [name for name in task.data_sets if all(_is_found(file) for file in task.data_sets[name])]
         sizes = [str(n) for n in (task.obs_dim, task.action_dim, task.max_episode_steps)]
-        runs = f"with ding_ebm[{task.extra}]" if task.missing_modules else "yes"
+        runs = task.note or (f"with ding_ebm[{task.extra}]" if task.missing_modules else "yes")
         references = "{:g} to {:g}".format(*task.reference_returns) if task.reference_returns else "none published"
-        lines.append([task.name, task.extra, runs, *sizes, references, ", ".join(found) or "none"])
-    header = ["task", "extra", "runs here", "obs", "act", "limit", "returns that score 0 to 100", "data sets found"]
+        needs = ", ".join(NEEDED[task.extra]) or "nothing"
+        lines.append([task.name, task.extra, needs, runs, *sizes, references, ", ".join(found) or "none"])
+    header = ["task", "extra", "needs", "runs here", "obs", "act", "limit"]
+    header += ["returns that score 0 to 100", "data sets found"]
     print(format_table(header, lines), end="")
     print(f"\nData files are looked for here and in the folder that {DATA_FOLDER_VARIABLE} names.")
     return 0

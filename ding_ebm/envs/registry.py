@@ -16,11 +16,10 @@ from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.envs.own import Maker, is_same, own_task
 from ding_ebm.envs.single import SingleEnv
 from ding_ebm.envs.task import Task, look_up
-from ding_ebm.envs.tasks import avoid, kitchen, locomotion, mazes, robomimic
+from ding_ebm.envs.tasks import avoid, furniture, kitchen, locomotion, mazes, robomimic
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (*locomotion.TASKS, *mazes.TASKS, *kitchen.TASKS, *robomimic.TASKS, *avoid.TASKS)
-}
+_BENCHMARKS = (locomotion, mazes, kitchen, robomimic, furniture, avoid)
+TASKS: dict[str, Task] = {task.name: task for benchmark in _BENCHMARKS for task in benchmark.TASKS}
 
 
 def register_gymnasium(
@@ -103,8 +102,5 @@ def normalized_score(name: str, ret: float | NDArray[Any]) -> Any:
 def _runnable(name: str, dynamics: str | None) -> Task:
     task = get_task(name, dynamics)
     if task.missing_modules:
-        raise ModuleNotFoundError(
-            f"the task {task.name} needs {', '.join(task.missing_modules)}, "
-            f"which pip install 'ding_ebm[{task.extra}]' installs"
-        )
+        raise ModuleNotFoundError(f"the task {task.name} needs {', '.join(task.missing_modules)}: {task.remedy}")
     return task

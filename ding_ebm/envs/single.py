@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -26,7 +26,7 @@ class SingleEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def __init__(self, batch: BatchEnv) -> None:
         if batch.num_envs != 1:
             raise ValueError(f"the batch must be of one environment, got {batch.num_envs}")
-        self._batch: Any = batch
+        self._batch = cast(Any, batch)
         if hasattr(batch, "frame"):
             self.render_mode = "rgb_array"
             self.metadata = {"render_modes": ["rgb_array"], "render_fps": self._batch.steps_per_second}

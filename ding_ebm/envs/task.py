@@ -24,6 +24,12 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "mujoco": ("mujoco", "imageio", "packaging"),
     "robomimic": ("robosuite", "mujoco"),
     "kitchen": ("gymnasium_robotics", "mujoco"),
+    "furniture": ("isaacgym", "furniture_bench"),
+}
+# Where they come from, of what is no extra of the package.
+ELSEWHERE: Mapping[str, str] = {
+    "furniture": "IsaacGym Preview 4 is to be had from NVIDIA by registered users, and furniture_bench from "
+    "github.com/ankile/furniture-bench",
 }
 
 
@@ -49,6 +55,7 @@ class Task:
         gym_id: Gymnasium's name of the environment; None if it has no such one.
         d4rl_id: D4RL's name of the environment; None if it has no such one.
         position: Which numbers of an observation are x and y of what moves; None if it is not about a place.
+        note: What to know before one tries to run it; empty if nothing.
     """
 
     name: str
@@ -67,6 +74,7 @@ class Task:
     gym_id: str | None = None
     d4rl_id: str | None = None
     position: slice | None = None
+    note: str = ""
 
     @property
     def base(self) -> str:
@@ -89,6 +97,11 @@ class Task:
     def missing_modules(self) -> list[str]:
         """Modules that its environments need and that are not installed."""
         return [module for module in NEEDED[self.extra] if importlib.util.find_spec(module) is None]
+
+    @property
+    def remedy(self) -> str:
+        """How to come by the modules that its environments need."""
+        return ELSEWHERE.get(self.extra, f"pip install 'ding_ebm[{self.extra}]'")
 
     def data_files(self, data_set: str) -> tuple[str, ...]:
         """File names of one of the task's data sets.

@@ -26,6 +26,7 @@ ANT_MAZES = [f"antmaze_{kind}" for kind in ("umaze", "umaze_diverse")] + [
 POINT_MAZES = ["maze2d_umaze", "maze2d_medium", "maze2d_large"]
 MODES = ["avoid_m1", "avoid_m2", "avoid_m3"]
 ROBOMIMIC = ["lift", "can", "square", "transport"]
+FURNITURE = [f"{name}_{randomness}" for name in ("one_leg", "lamp", "round_table") for randomness in ("low", "med")]
 KITCHENS = ["kitchen_complete", "kitchen_partial", "kitchen_mixed"]
 needs_kitchen = pytest.mark.skipif(
     importlib.util.find_spec("gymnasium_robotics") is None, reason="Gymnasium-Robotics is not installed"
@@ -71,7 +72,7 @@ def test_importing_the_table_loads_no_simulator() -> None:
 
 
 def test_scores_are_d4rls() -> None:
-    assert set(TASKS) == {"avoid", *MODES, *RUNNING, *ANT_MAZES, *POINT_MAZES, *ROBOMIMIC, *KITCHENS}
+    assert set(TASKS) == {"avoid", *MODES, *RUNNING, *ANT_MAZES, *POINT_MAZES, *ROBOMIMIC, *KITCHENS, *FURNITURE}
     for name, low, high in (
         ("hopper", -20.272305, 3234.3),
         ("walker2d", 1.629008, 4592.3),
@@ -174,11 +175,11 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs mujoco, imageio, packaging, .*'ding_ebm\[mujoco\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs mujoco, imageio, packaging: .*'ding_ebm\[mujoco\]'"):
         make_env("hopper")
     with pytest.raises(ModuleNotFoundError, match=r"the task walker2d needs mujoco"):
         make_batch_env("walker2d", 2)
-    with pytest.raises(ModuleNotFoundError, match=r"needs gymnasium_robotics, mujoco, .*'ding_ebm\[kitchen\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs gymnasium_robotics, mujoco: .*'ding_ebm\[kitchen\]'"):
         make_batch_env("kitchen_mixed", 2)
     make_env("avoid")
 
