@@ -62,9 +62,15 @@ def flag() -> Rule:
     return Rule(lambda v: isinstance(v, bool), "True or False")
 
 
-def text() -> Rule:
-    """A string."""
-    return Rule(lambda v: isinstance(v, str), "a string")
+def mapping() -> Rule:
+    """A dictionary."""
+    return Rule(lambda v: isinstance(v, Mapping), "a dict")
+
+
+def text(*, empty: bool = False) -> Rule:
+    """A string of printable signs that is not empty, or with ``empty`` may be."""
+    words = "a string" if empty else "a string that is not empty"
+    return Rule(lambda v: isinstance(v, str) and v.isprintable() and (empty or v.strip() != ""), words)
 
 
 def optional(rule: Rule) -> Rule:

@@ -12,6 +12,7 @@ from easydict import EasyDict
 
 from ding_ebm.envs.registry import get_task
 from ding_ebm.envs.task import Task
+from ding_ebm.host.checks import check_files
 
 Configs = tuple[EasyDict, EasyDict]
 
@@ -45,7 +46,7 @@ def offline(algo: str, policy_type: str, task_name: str, data_set: str, main: di
         env_manager=dict(type="ebm_vector", import_names=["ding_ebm.host"]),
         policy=dict(type=policy_type, import_names=["ding_ebm.policy", "ding_ebm.host"]),
     )
-    return merge(facts, main), EasyDict(create)
+    return _checked(merge(facts, main), create)
 
 
 def imitation(algo: str, policy_type: str, task_name: str, data_set: str, main: dict[str, Any]) -> Configs:
@@ -60,7 +61,7 @@ def imitation(algo: str, policy_type: str, task_name: str, data_set: str, main: 
         env_manager=dict(type="ebm_vector", import_names=["ding_ebm.host"]),
         policy=dict(type=policy_type, import_names=["ding_ebm.policy", "ding_ebm.host"]),
     )
-    return _with_chunk_lengths(merge(facts, main)), EasyDict(create)
+    return _checked(_with_chunk_lengths(merge(facts, main)), create)
 
 
 def online(algo: str, policy_type: str, task_name: str, base: str, main: dict[str, Any]) -> Configs:
@@ -83,13 +84,18 @@ def online(algo: str, policy_type: str, task_name: str, base: str, main: dict[st
         replay_buffer=dict(type="ebm_on_policy", import_names=host),
         policy=dict(type=policy_type, import_names=["ding_ebm.policy", *host]),
     )
-    return _with_chunk_lengths(merge(facts, main)), EasyDict(create)
+    return _checked(_with_chunk_lengths(merge(facts, main)), create)
 
 
 def shaped_by(task_name: str) -> dict[str, Any]:
     """Rewards shaped by the free energy of the energy that the task's energy config trains."""
     energy = dict(ebm_ckpt_path=f"{task_name}_energy_seed0", use_energy_scaling=True, use_pbrs=True)
     return dict(policy=dict(energy=energy))
+
+
+def _checked(main: EasyDict, create: dict[str, Any]) -> Configs:
+    check_files(main, EasyDict(create))
+    return main, EasyDict(create)
 
 
 def _task(name: str, main: dict[str, Any]) -> Task:

@@ -31,7 +31,8 @@ RULES = [
     (choice("min", "mean"), ["min", "mean"], ["max", "", None, ["min"], {"min": 1}, 0]),
     (choice(1, 2, 3), [1, 3], [0, 4, "1", None]),
     (flag(), [True, False], [0, 1, "True", None, "no"]),
-    (text(), ["", "abc"], [None, 1, ["a"], b"abc"]),
+    (text(), ["abc"], ["", " ", "a\0", None, 1, ["a"], b"abc"]),
+    (text(empty=True), ["", "abc"], ["\n", None, 1, ["a"], b"abc"]),
     (optional(integer(1)), [None, 1], [0, "None", False]),
     (sequence(integer(1)), [[1], (1, 2), [3, 3]], [[], (), 1, [0], [1, "2"], "12", None, {1: 2}, [[1]]]),
     (sequence(number(0.0), length=2), [(0.0, 1), [2, 1]], [(1.0,), (1.0, 2.0, 3.0), [], (0.0, -1.0), (0.0, NAN)]),
@@ -48,7 +49,7 @@ def test_a_rule_holds_for_what_it_says_and_for_nothing_else(rule, good, bad):
 def test_the_words_of_rules_are_made_of_their_parts():
     assert optional(integer(1, 5)).text == "None or an integer in [1, 5]"
     assert sequence(number(0.0, above=True), length=2).text == "a list of 2, each a number > 0.0"
-    assert either(text(), flag()).text == "a string, or True or False"
+    assert either(text(empty=True), flag()).text == "a string, or True or False"
     assert "('a', 'b')" in choice("a", "b").text
 
 

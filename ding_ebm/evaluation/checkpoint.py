@@ -20,7 +20,7 @@ from ding_ebm.evaluation.rollout import Episodes, rollout
 from ding_ebm.evaluation.video import write_videos
 from ding_ebm.evaluation.ways import describe_ways, has_ways, ways_of
 from ding_ebm.host.backends import batch_env, task_of
-from ding_ebm.host.checks import check_run
+from ding_ebm.host.checks import check_files, check_run
 from ding_ebm.policy.base import BasePolicy
 
 
@@ -34,6 +34,7 @@ def read_run_config(path: str | Path, seed: int = 0) -> EasyDict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no config at {str(path)!r}")
     config, create_config = read_config(str(path))
+    check_files(config, create_config)
     config = compile_config(config, seed=seed, auto=True, create_cfg=create_config, save_cfg=False)
     check_run(config)
     return config

@@ -52,7 +52,7 @@ ENERGY_CORRECTION = dict(
     energy_noise=0.0,
 )
 ENERGY_CORRECTION_RULES: dict[str, Rule] = {
-    "eval.energy_checkpoint": text(),
+    "eval.energy_checkpoint": text(empty=True),
     "eval.energy_candidates": integer(1),
     "eval.energy_correction_steps": integer(0),
     "eval.energy_alpha": number(0.0),

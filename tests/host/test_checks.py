@@ -135,7 +135,11 @@ def test_a_key_at_the_wrong_level_is_refused(make_cfg):
         ("policy.eval.guidance_scale", "1.0", "policy.eval.guidance_scale must be a number"),
         ("policy.eval.guidance_scale", [], "policy.eval.guidance_scale must be a number"),
         ("policy.eval.diffusion_steps", 0, "policy.eval.diffusion_steps must be an integer >= 1"),
-        ("policy.collect.data_path", 3, "policy.collect.data_path must be None or a string, or a list"),
+        (
+            "policy.collect.data_path",
+            3,
+            "policy.collect.data_path must be None or a string that is not empty, or a list",
+        ),
         ("policy.collect.reward_tuning", "mujoco", "policy.collect.reward_tuning must be one of"),
         ("policy.collect.obs_normalization", True, "policy.collect.obs_normalization must be one of"),
         ("policy.collect.action_normalization", "mean_std", "policy.collect.action_normalization must be one of"),
@@ -146,7 +150,7 @@ def test_a_key_at_the_wrong_level_is_refused(make_cfg):
         ("env.env_id", None, "env.env_id must be a string"),
         ("env.env_id", "hoper", "unknown task 'hoper', did you mean 'hopper'?"),
         ("env.env_id", "hopper", "policy.model.obs_dim is 4, but task 'hopper' has 11"),
-        ("env.dynamics", 4, "env.dynamics must be None or a string, got 4"),
+        ("env.dynamics", 4, "env.dynamics must be None or a string that is not empty, got 4"),
         ("env.dynamics", "v5", "unknown dynamics 'v5' of the task avoid. Known: ideal, arx, arx-stale"),
         (
             "env.env_backend",
