@@ -1,4 +1,4 @@
-"""QGPO on walker2d medium_expert, in under 45 minutes on two cores."""
+"""QGPO on walker2d medium_expert, in an hour on two cores."""
 
 from dizoo_configs.gym.builder import qgpo_small
 
