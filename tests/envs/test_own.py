@@ -180,7 +180,6 @@ BOX = Point.observation_space
         (partial(OfSpaces, spaces.Box(0, 1, (3,))), 9, "reset must return 3 finite numbers"),
         ("Pendulun-v1", None, "Gymnasium does not make 'Pendulun-v1': .*Pendulum"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_a_task_is_refused_by_name(make, steps, message: str) -> None:
     with pytest.raises(ValueError, match=f"mine: .*{message}"):
