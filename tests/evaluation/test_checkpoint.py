@@ -49,6 +49,25 @@ def test_loading_leaves_the_random_state_and_the_folder_as_they_are(run, monkeyp
     assert [path for path in sorted(run.config.parent.rglob("*")) if "__pycache__" not in str(path)] == files
 
 
+def test_films_are_of_the_first_episodes_at_each_scale_and_change_no_result(run, monkeypatch, tmp_path):
+    asked, said = [], []
+
+    def noted(act, task, seeds, folder, *, label, **chunks):
+        act(OBS)  # takes random numbers
+        asked.append((task, list(seeds), folder, label, chunks))
+        return [folder / "a.mp4"]
+
+    plain = evaluate_checkpoint(*run, **options())
+    with monkeypatch.context() as patched:
+        patched.setattr("ding_ebm.evaluation.checkpoint.write_videos", noted)
+        filmed = evaluate_checkpoint(*run, **options(video=tmp_path, video_episodes=2, say=said.append))
+    assert [result.mean for result in filmed] == [result.mean for result in plain]
+    assert asked == [("avoid", [5, 6], tmp_path, label, {}) for label in ("_scale0", "_scale1")]
+    assert said == [f"filmed {tmp_path / 'a.mp4'}"] * 2
+    with pytest.raises(ValueError, match="the task avoid draws no pictures"):
+        evaluate_checkpoint(*run, **options(video=tmp_path))
+
+
 def test_a_result_is_the_rollout_of_the_policy_with_its_facts(run):
     results = evaluate_checkpoint(*run, **options())
     policy = load_policy(*run)
