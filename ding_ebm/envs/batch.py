@@ -136,6 +136,44 @@ def _check_finite(action: NDArray[Any]) -> None:
         raise ValueError(f"actions must be finite, got {action[where]} for environment {where[0]}")
 
 
+def check_actions(actions: NDArray[Any], steps: NDArray[np.int64]) -> None:
+    """Refuse actions that are not finite before any environment gets one.
+
+    Args:
+        actions: (E, ...).
+        steps: Steps of its episode that each environment has made, (E,).
+
+    Raises:
+        ValueError: Names the first environment and its step.
+    """
+    if not np.isfinite(actions).all():
+        env = int(np.argwhere(~np.isfinite(actions))[0, 0])
+        raise ValueError(
+            f"the action of environment {env} at step {steps[env]} of its episode is not finite: "
+            f"{np.asarray(actions)[env].tolist()}; no environment has been stepped"
+        )
+
+
+def check_outcome(obs: NDArray[Any], reward: NDArray[Any], steps: NDArray[np.int64]) -> None:
+    """Refuse observations and rewards of environments that are not finite.
+
+    Args:
+        obs: (E, ..., Do).
+        reward: (E, ...).
+        steps: Steps of its episode that each environment has made, with those that gave them, (E,).
+
+    Raises:
+        ValueError: Names the first environment, its step, and the number.
+    """
+    for name, values in (("observation", obs), ("reward", reward)):
+        if not np.isfinite(values).all():
+            where = tuple(np.argwhere(~np.isfinite(values))[0])
+            raise ValueError(
+                f"the {name} of environment {where[0]} after step {steps[where[0]]} of its episode is not finite: "
+                f"{np.asarray(values)[where]} in column {where[-1] if len(where) > 1 else 0}"
+            )
+
+
 def step_chunk_by_steps(env: BatchEnv, actions: NDArray[Any]) -> ChunkStep:
     """:meth:`BatchEnv.step_chunk` over ``env.step``; a chunk with a bad action is refused before the first step."""
     actions = checked_chunk(actions, env.num_envs, env.action_dim)

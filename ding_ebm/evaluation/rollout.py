@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ding_ebm.envs.batch import BatchEnv, ChunkStep, latest_observations
+from ding_ebm.envs.batch import BatchEnv, ChunkStep, check_actions, check_outcome, latest_observations
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -118,12 +118,18 @@ def decisions(
     """
     count, size = len(seeds), env.num_envs
     seen = np.repeat(env.reset([*seeds, *[seeds[-1]] * (size - count)])[:, None], cond_steps, axis=1)
+    made = np.zeros(size, dtype=np.int64)
     running = np.arange(size) < count  # environments without a seed of their own are not looked at
     while running.any():
         chosen = decide(seen[running])
         actions = np.zeros((size, *chosen.shape[1:]), dtype=np.float32)
         actions[running] = chosen
+        check_actions(actions, made)
         step = env.step_chunk(actions)
+        made += step.length
+        # Environments without an episode of their own are not looked at.
+        shown = np.where(running[:, None, None], step.obs, 0.0), np.where(running[:, None], step.reward, 0.0)
+        check_outcome(*shown, made)
         yield running, seen[:, -1], actions, step
         running = running & ~(step.terminated | step.truncated)
         seen = latest_observations(seen, step.obs, step.length)

@@ -90,6 +90,9 @@ class TaskEnv(BaseEnv):
         obs, reward, terminated, truncated, said = self._env.step(action)
         self._return += float(reward)
         self._length += 1
+        for name, value in (("observation", obs), ("reward", reward)):
+            if not np.isfinite(value).all():
+                raise ValueError(f"{self._name}: the {name} after step {self._length} is not finite: {value}")
         success = reported_success(said)
         self._success = self._success if success is None else success
         info: dict[str, Any] = dict(terminated=bool(terminated), truncated=bool(truncated))

@@ -26,6 +26,7 @@ from ding_ebm.host.run_state import (
     load_sampling_state,
     sampling_state,
 )
+from ding_ebm.policy.guards import check_state
 
 # What the host appends to the name of a run whose folder exists.
 _DATE = re.compile(r"_\d{6}_\d{6}$")
@@ -77,8 +78,10 @@ class SaveCheckpointHook(LearnerHook):
         folder = checkpoint_folder(engine)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (engine.ckpt_name or f"iteration_{completed}.pth.tar")
+        learned = engine.policy.state_dict()
+        check_state(learned, completed)
         state = {
-            **engine.policy.state_dict(),
+            **learned,
             "last_iter": completed,
             "last_step": engine.collector_envstep,
             "sampling": sampling,

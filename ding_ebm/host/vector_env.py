@@ -20,7 +20,7 @@ from ding.utils import ENV_MANAGER_REGISTRY
 from easydict import EasyDict
 from numpy.typing import NDArray
 
-from ding_ebm.envs.batch import latest_observations
+from ding_ebm.envs.batch import check_actions, check_outcome, latest_observations
 from ding_ebm.host.backends import batch_env, task_of
 
 
@@ -163,9 +163,12 @@ class VectorEnvManager:
         """One decision in every environment, (E, Ta, Da); where an episode ends, the next one begins.
 
         Raises:
-            ValueError: If an action is not finite or the shape is wrong; no environment has been stepped then.
+            ValueError: If an action is not finite or the shape is wrong, and no environment has been stepped then; or
+                if an observation or a reward is not finite.
         """
+        check_actions(chunk, self._length)
         made = self._env.step_chunk(chunk)
+        check_outcome(made.obs, made.reward, self._length + made.length)
         for done, actions, count in zip(self._done, chunk, made.length):
             done.append(actions[:count].copy())
         self._seen = latest_observations(self._seen, made.obs, made.length)
@@ -255,6 +258,7 @@ class VectorEnvManager:
             int(np.random.SeedSequence([self._seed, int(i), int(self._episode[i])]).generate_state(1)[0]) for i in rows
         ]
         obs = self._env.reset(seeds, rows=rows)
+        check_outcome(obs, np.zeros(self.env_num), np.zeros(self.env_num, dtype=np.int64))
         self._episode[rows] += 1
         for i in rows:
             self._done[i] = []

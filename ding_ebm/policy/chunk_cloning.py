@@ -18,6 +18,7 @@ from torch import Tensor
 from ding_ebm.config import Rule, choice, integer, number
 from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, load_optimizer
 from ding_ebm.policy.chunk_model import check_chunks, check_facts, model_facts, raise_problems
+from ding_ebm.policy.guards import check_losses
 
 
 class ChunkCloningPolicy(OfflinePolicy):
@@ -122,9 +123,7 @@ class ChunkCloningPolicy(OfflinePolicy):
         loss.backward()
         metrics.update(self._gradient_metrics())
         values = dict(zip(metrics, torch.stack([metric.detach() for metric in metrics.values()]).tolist()))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{name} is {value} at iteration {self._train_iter}; the run cannot go on")
+        check_losses(values, self._train_iter, data, self._model)
         return {**values, "learning_rate": self._step()}
 
     def _gradient_metrics(self) -> dict[str, Tensor]:

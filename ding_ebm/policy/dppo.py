@@ -45,6 +45,7 @@ from ding_ebm.policy.chunk_model import (
     model_facts,
     raise_problems,
 )
+from ding_ebm.policy.guards import check_losses
 from ding_ebm.policy.ppo import (
     RunningReturnScaler,
     approximate_kl,
@@ -354,8 +355,7 @@ class DPPOPolicy(BasePolicy):
             loss = mean * share
             sums += metrics * share
         values = dict(zip(_METRICS, sums.tolist()))
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(f"the loss is {values['loss']} in collection {self._train_iter}")
+        check_losses({"loss": values["loss"]}, self._train_iter, batch, self._model)
         self._step(loss)
         del values["loss"]
         return values

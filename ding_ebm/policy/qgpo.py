@@ -38,6 +38,7 @@ from ding_ebm.model.networks import NoiseNet
 from ding_ebm.policy.base import PRECISIONS, OfflinePolicy, autocast, autocast_dtype, compiles, load_optimizer
 from ding_ebm.policy.chunk_model import checked_obs, raise_problems
 from ding_ebm.policy.energy_correction import CRITIC
+from ding_ebm.policy.guards import check_losses
 from ding_ebm.policy.support import checksum, default_cache_dir, support_actions
 
 WIDTHS = sequence(integer(1))
@@ -335,9 +336,7 @@ class QGPOPolicy(OfflinePolicy):
             rows = self._cfg.learn.batch_size_q
             losses = self._update_energy({key: value[:rows] for key, value in data.items()})
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
-        for name, value in zip(losses, values):
-            if not np.isfinite(value):
-                raise FloatingPointError(f"{name} is {value} at iteration {self._train_iter}; the run cannot go on")
+        check_losses(dict(zip(losses, values)), self._train_iter, data, self._model)
         self._train_iter += 1
         self._losses_logged = list(losses)
         return dict(zip(losses, values))
