@@ -27,8 +27,8 @@ from dizoo_configs.builder import imitation, offline, online
 AT = 5  # iteration, counted from 0, that a number is planted in; checkpoints are after 2, 4, 6 ...
 ENVS = dict(evaluator_env_num=2, n_evaluator_episode=2)
 LEARN = dict(
-    train_epoch=3,
-    iterations_per_epoch=4,
+    train_epoch=6,
+    iterations_per_epoch=2,
     batch_size=16,
     learner=dict(hook=dict(log_show_after_iter=2, save_ckpt_after_iter=2)),
 )
