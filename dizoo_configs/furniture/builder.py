@@ -61,6 +61,9 @@ FINE_TUNING = dict(
     ),
 )  # fmt: skip
 
+# The denoising indices that a chain of these five steps holds.
+ON_THE_CHAIN = dict(policy=dict(energy=dict(pbrs_k_use_mode=[0, 1, 21, 41, 61, 81])))
+
 
 def diffusion_bc(task: str, main: dict[str, Any] | None = None) -> Configs:
     """Cloning of the task's demonstrations."""
@@ -82,7 +85,8 @@ def dppo(task: str, main: dict[str, Any] | None = None) -> Configs:
 
 def dppo_ebm(task: str, main: dict[str, Any] | None = None) -> Configs:
     """The same with rewards shaped by the free energy of the task's energy."""
-    return online("dppo_ebm", "dppo_ebm", task, "diffusion_bc", _all(_fine_tuning(task), shaped_by(task), main))
+    ours = _all(_fine_tuning(task), shaped_by(task), ON_THE_CHAIN, main)
+    return online("dppo_ebm", "dppo_ebm", task, "diffusion_bc", ours)
 
 
 def _fine_tuning(task: str) -> dict[str, Any]:
