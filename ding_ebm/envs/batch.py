@@ -186,6 +186,33 @@ def step_chunk_by_steps(env: BatchEnv, actions: NDArray[Any]) -> ChunkStep:
     return ChunkStep(obs, reward, *steps[-1][2:], length)
 
 
+def replay(env: BatchEnv, seeds: Sequence[int], actions: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Begin an episode in every environment, and do in each what is given: where it was, it is again.
+
+    All arrive at the same time: an episode of n actions begins n steps before the end.
+
+    Args:
+        env: The environments.
+        seeds: Seed of each episode.
+        actions: What was done in each, (n, Da), n its own.
+
+    Returns:
+        Observations after it, (E, Do).
+    """
+    count = np.array([len(one) for one in actions])
+    longest = int(count.max())
+    everything = np.zeros((env.num_envs, longest, env.action_dim), dtype=np.float32)
+    for row, one in zip(everything, actions):
+        row[longest - len(one) :] = one
+    begins = sorted({longest - int(n) for n in count})
+    for begin, until in zip(begins, [*begins[1:], longest]):
+        rows = np.flatnonzero(longest - count == begin).tolist()
+        obs = env.reset([seeds[i] for i in rows], rows=rows)
+        if until > begin:
+            obs = env.step_chunk(everything[:, begin:until]).obs[:, -1]
+    return obs
+
+
 def latest_observations(
     seen: NDArray[np.float32], obs: NDArray[np.float32], length: NDArray[np.int64]
 ) -> NDArray[np.float32]:

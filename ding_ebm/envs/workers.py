@@ -2,18 +2,22 @@
 
 Few processes with many environments each: one that has loaded a simulator such as robosuite takes some 450 MB, and a
 call costs the same for one environment as for many.
+
+A worker that fails (its environment raises, it hangs, or it is killed) is started anew, and its episodes are begun
+again and done again up to where they were: nothing is lost but time, nothing that the failure has touched is handed on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -23,12 +27,14 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ding_ebm.envs.batch import ChunkStep, GymBatch, Step, checked_action, checked_chunk, checked_rows
+from ding_ebm.envs.batch import ChunkStep, GymBatch, Step, checked_action, checked_chunk, checked_rows, replay
 
 # What the batch of every worker says of itself.
 FACTS = ("obs_dim", "action_dim", "action_low", "action_high", "max_episode_steps")
 # Seconds that a worker gets to end by itself before it is killed.
 PATIENCE = 5.0
+# Times that a call is tried.
+ATTEMPTS = 3
 
 
 class WorkerError(RuntimeError):
@@ -48,13 +54,17 @@ class WorkerBatch:
         make_single: Makes one environment, as of :class:`~ding_ebm.envs.batch.GymBatch`; it is called in the workers.
         num_envs: E.
         num_workers: Processes, at most E; None: as many as there are cores.
+        timeout: Seconds after which a worker that has not answered a call is taken to hang; None: it is waited for.
+        max_restarts: How many workers are started anew in all.
 
     Attributes:
         pids: Process number of each worker.
+        restarts: How many have been started anew.
 
     Raises:
         ValueError: If a number is not positive.
-        WorkerError: If an environment raises, here or in any method, or a worker is killed. All workers end with it.
+        WorkerError: If an environment cannot be made; if a call fails ``ATTEMPTS`` times, as where an environment
+            raises whenever an action is done in a state; or if no restart is left. All workers end with it.
     """
 
     obs_dim: int
@@ -64,34 +74,47 @@ class WorkerBatch:
     max_episode_steps: int
 
     def __init__(
-        self, make_single: Callable[[], gymnasium.Env[Any, Any]], num_envs: int, num_workers: int | None = None
+        self,
+        make_single: Callable[[], gymnasium.Env[Any, Any]],
+        num_envs: int,
+        num_workers: int | None = None,
+        *,
+        timeout: float | None = 300.0,
+        max_restarts: int = 20,
     ) -> None:
         if num_envs < 1 or (num_workers is not None and num_workers < 1):
             raise ValueError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
         self._parts = np.array_split(np.arange(num_envs), min(num_workers or os.cpu_count() or 1, num_envs))
-        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._make_single, self._timeout, self._max_restarts = make_single, timeout, max_restarts
+        self._context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
+        self.restarts = 0
         self._end = weakref.finalize(self, _end_workers, os.getpid(), self._connections, self._processes)
-        for part in self._parts:
-            ours, theirs = context.Pipe()
-            self._connections.append(ours)
-            # A forked worker has copies of our ends; open there, they would keep it from seeing that we are gone.
-            inherited = list(self._connections) if context.get_start_method() == "fork" else []
-            work = (theirs, inherited, make_single, len(part))
-            self._processes.append(context.Process(target=_work, args=work, daemon=True))
-            self._processes[-1].start()
-            theirs.close()
-        self.pids = [process.pid for process in self._processes]
+        for worker in range(len(self._parts)):
+            self._start(worker)
+        # What each running episode is made of: its seed, and what was done in it, (n, Da) a call.
+        self._seeds = [0] * num_envs
+        self._done: list[list[NDArray[np.float32]]] = [[] for _ in range(num_envs)]
 
         self.num_envs = num_envs
-        for name, value in zip(FACTS, self._answers(range(len(self._parts)))[0]):
+        try:
+            facts = [self._answer(worker) for worker in range(len(self._parts))]
+        except BaseException:
+            self.close()
+            raise
+        for name, value in zip(FACTS, facts[0]):
             setattr(self, name, value)
         self._obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
         self._success = np.zeros(num_envs, dtype=np.bool_)
         self._reports_success = False
+
+    @property
+    def pids(self) -> list[int]:
+        """See the class."""
+        return [process.pid for process in self._processes]
 
     @property
     def running(self) -> NDArray[np.bool_]:
@@ -116,6 +139,8 @@ class WorkerBatch:
             self._obs[self._parts[worker]] = obs
             self._note_success(worker, success)
         self._terminated[index] = self._truncated[index] = False
+        for i in index.tolist():
+            self._seeds[i], self._done[i] = seed_of[i], []
         return self._obs.copy()
 
     def step(self, action: NDArray[Any]) -> Step:
@@ -132,6 +157,9 @@ class WorkerBatch:
         chunks: list[ChunkStep] = [answers[worker][0] for worker in range(len(self._parts))]
         columns = zip(*((one.obs, one.reward, one.terminated, one.truncated, one.length) for one in chunks))
         joined = ChunkStep(*(np.concatenate(column) for column in columns))
+        for done, chunk, length in zip(self._done, actions, joined.length):
+            if length:
+                done.append(chunk[:length].astype(np.float32))
         self._obs = joined.obs[:, -1].copy()
         self._terminated, self._truncated = joined.terminated.copy(), joined.truncated.copy()
         return joined
@@ -149,22 +177,62 @@ class WorkerBatch:
         """Have workers carry out a method of their batch each, and return what came of it and of success."""
         if not self._end.alive:
             raise WorkerError("the environments are closed: a worker has failed, or close() was called")
-        for worker, request in requests.items():
-            with contextlib.suppress(OSError):  # it has ended: there is no answer then
-                self._connections[worker].send(request)
-        return self._answers(requests)
-
-    def _answers(self, workers: Iterable[int]) -> dict[int, Any]:
         try:
-            return {worker: self._answer(worker) for worker in workers}
+            for worker, request in requests.items():
+                self._send(worker, request)
+            return {worker: self._insist(worker, request) for worker, request in requests.items()}
         except BaseException:  # an interrupt, too: what is left unread would be taken for the next answer
             self.close()
             raise
 
+    def _insist(self, worker: int, request: tuple[str, tuple[Any, ...]]) -> Any:
+        """The answer to a request that was sent, if need be from another process in the worker's place."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._answer(worker)
+            except WorkerError as error:
+                if attempt == ATTEMPTS or self.restarts >= self._max_restarts:
+                    raise
+                logging.getLogger("ding_ebm").warning("%s\nIt is started anew (attempt %d).", error, attempt + 1)
+            self.restarts += 1
+            _end_worker(self._connections[worker], self._processes[worker], patience=0.0)
+            self._start(worker)
+            part = self._parts[worker]
+            self._answer(worker)  # that its environments are made
+            empty = np.zeros((0, self.action_dim), dtype=np.float32)
+            done = [np.concatenate([empty, *self._done[i]]) for i in part]
+            self._send(worker, ("replay", ([self._seeds[i] for i in part], done)))
+            self._answer(worker)
+            self._send(worker, request)
+        raise AssertionError("unreachable")
+
+    def _start(self, worker: int) -> None:
+        """A process for a worker, in the place of the one that it had."""
+        ours, theirs = self._context.Pipe()
+        others = [one for i, one in enumerate(self._connections) if i != worker]
+        # A forked worker has copies of our ends; open there, they would keep it from seeing that we are gone.
+        inherited = [*others, ours] if self._context.get_start_method() == "fork" else []
+        work = (theirs, inherited, self._make_single, len(self._parts[worker]))
+        process = self._context.Process(target=_work, args=work, daemon=True)
+        process.start()
+        theirs.close()
+        if worker < len(self._processes):
+            self._connections[worker], self._processes[worker] = ours, process
+        else:
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    def _send(self, worker: int, request: tuple[str, tuple[Any, ...]]) -> None:
+        with contextlib.suppress(OSError):  # it has ended: there is no answer then
+            self._connections[worker].send(request)
+
     def _answer(self, worker: int) -> Any:
         process: BaseProcess = self._processes[worker]
         try:
-            went_well, answer = self._connections[worker].recv()
+            if not self._connections[worker].poll(self._timeout):
+                went_well, answer = False, f"it has not answered for {self._timeout:g} seconds"
+            else:
+                went_well, answer = self._connections[worker].recv()
         except (EOFError, OSError):
             process.join(PATIENCE)
             killed = " (killed: is there enough memory?)" if process.exitcode == -signal.SIGKILL else ""
@@ -190,7 +258,8 @@ def _work(
         connection.send((went_well, [getattr(made, name) for name in FACTS] if went_well else made))
         while went_well and (request := connection.recv()) is not None:
             method, arguments = request
-            went_well, result = _outcome(partial(getattr(made, method), *arguments))
+            act = partial(replay, made) if method == "replay" else getattr(made, method)
+            went_well, result = _outcome(partial(act, *arguments))
             connection.send((went_well, (result, made.success) if went_well else result))
         if went_well:
             made.close()
@@ -211,9 +280,14 @@ def _end_workers(owner: int, connections: Sequence[Connection], processes: Seque
     for connection in connections:
         with contextlib.suppress(OSError):  # has ended already
             connection.send(None)
-        connection.close()
-    for process in processes:
-        process.join(PATIENCE)
-        if process.is_alive():
-            process.kill()
-            process.join()
+    for connection, process in zip(connections, processes):
+        _end_worker(connection, process, PATIENCE)
+
+
+def _end_worker(connection: Connection, process: Any, patience: float) -> None:
+    """Wait for a worker to stop, and stop it by force."""
+    connection.close()
+    process.join(patience)
+    if process.is_alive():
+        process.kill()
+        process.join()

@@ -20,7 +20,7 @@ from ding.utils import ENV_MANAGER_REGISTRY
 from easydict import EasyDict
 from numpy.typing import NDArray
 
-from ding_ebm.envs.batch import check_actions, check_outcome, latest_observations
+from ding_ebm.envs.batch import check_actions, check_outcome, latest_observations, replay
 from ding_ebm.host.backends import batch_env, task_of
 
 
@@ -222,8 +222,8 @@ class VectorEnvManager:
                 f"{here[0]} and {here[1]} (env.collector_env_num): resume with the same"
             )
         actions, seen = [one.numpy() for one in state["actions"]], state["seen"].numpy()
-        self._episode = state["episode"].numpy() - 1  # the number of the running one
-        obs = self._replay(actions)
+        self._episode = state["episode"].numpy().copy()
+        obs = replay(self._env, [self._episode_seed(i, n - 1) for i, n in enumerate(self._episode)], actions)
         self._seen, self._return = seen.copy(), state["returns"].numpy().copy()
         self._length = np.array([len(one) for one in actions])
         self._done = [[one] for one in actions]
@@ -232,32 +232,12 @@ class VectorEnvManager:
             self._begin(lost)
         return [int(i) for i in lost]
 
-    def _replay(self, actions: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Begin the next episode of every environment, do in each what is given, and return the observations, (E, Do).
-
-        All arrive at the same time: an episode of n actions begins n steps before the end.
-        """
-        count = np.array([len(one) for one in actions])
-        longest = int(count.max())
-        everything = np.zeros((self.env_num, longest, self._env.action_dim), dtype=np.float32)
-        for row, one in zip(everything, actions):
-            row[longest - len(one) :] = one
-        obs = np.zeros_like(self._seen[:, -1])
-        begins = sorted({longest - int(n) for n in count})
-        for begin, until in zip(begins, [*begins[1:], longest]):
-            rows = np.flatnonzero(longest - count == begin)
-            self._begin(rows)
-            obs[rows] = self._seen[rows, -1]
-            if until > begin:
-                obs = self._env.step_chunk(everything[:, begin:until]).obs[:, -1]
-        return obs
+    def _episode_seed(self, env: int, number: int) -> int:
+        return int(np.random.SeedSequence([self._seed, int(env), int(number)]).generate_state(1)[0])
 
     def _begin(self, rows: NDArray[np.int64]) -> None:
         """Begin the next episode of some environments."""
-        seeds = [
-            int(np.random.SeedSequence([self._seed, int(i), int(self._episode[i])]).generate_state(1)[0]) for i in rows
-        ]
-        obs = self._env.reset(seeds, rows=rows)
+        obs = self._env.reset([self._episode_seed(i, self._episode[i]) for i in rows], rows=rows)
         check_outcome(obs, np.zeros(self.env_num), np.zeros(self.env_num, dtype=np.int64))
         self._episode[rows] += 1
         for i in rows:

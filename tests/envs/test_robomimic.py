@@ -59,7 +59,7 @@ def test_what_files_say_of_the_environment_is_what_robomimics_do() -> None:
 def test_without_the_extra_the_task_is_known_and_the_extra_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(task_module.NEEDED, "robomimic", ("no_such_simulator",))
     for make_it in (make_env, lambda name: make_batch_env(name, 2)):
-        with pytest.raises(ModuleNotFoundError, match=r"the task can needs no_such_simulator, .*ding_ebm\[robomimic\]"):
+        with pytest.raises(ModuleNotFoundError, match=r"the task can needs no_such_simulator: .*ding_ebm\[robomimic\]"):
             make_it("can")
 
 

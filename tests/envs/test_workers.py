@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +129,73 @@ def test_a_killed_worker_is_reported() -> None:
     with pytest.raises(WorkerError, match=r"environments 0 to 1 failed: it ended with exit code -9 \(killed: is there"):
         batch.step(np.full((3, 2), -0.001))
     assert all(is_gone(pid) for pid in batch.pids)
+
+
+class Failing(AvoidEnv):
+    """Fails at one step of the run, once: a file remembers that it has."""
+
+    def __init__(self, how: str, note: Path, at: int) -> None:
+        super().__init__(max_episode_steps=LIMIT)
+        self._how, self._note, self._at, self._made = how, note, at, 0
+
+    def step(self, action):
+        self._made += 1
+        if self._made == self._at and self._is_first():
+            if self._how == "raises":
+                raise OSError("the simulator broke")
+            if self._how == "hangs":
+                time.sleep(1000)
+            if self._how == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+    def _is_first(self) -> bool:
+        try:
+            self._note.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def failures(how: str, moments: list[int], folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A failure of each kind at each moment: what comes of it is what comes without one, and no process is left."""
+    chunks = [3, 0, 4, 9, 4, 0, 5, 6, 3]
+    expected = history(GymBatch(make, 5), chunks)
+    for at in moments:
+        note = folder / f"{how} {at}"
+        batch = WorkerBatch(partial(Failing, how, note, at), 5, 2, timeout=1.0 if how == "hangs" else None)
+        first = batch.pids
+        for ours, theirs in zip(history(batch, chunks), expected):
+            np.testing.assert_array_equal(ours, theirs)
+        assert note.exists() and batch.restarts == 1
+        last = batch.pids
+        assert len(set(first) & set(last)) == 1
+        batch.close()
+        assert all(is_gone(pid) for pid in [*first, *last])
+        said = {"raises": "OSError: the simulator broke", "hangs": "has not answered for 1 seconds"}
+        assert said.get(how, "exit code -9") in caplog.text and "started anew (attempt 2)" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs", "is killed"])
+def test_a_worker_that_fails_is_replaced_and_nothing_is_lost(how, tmp_path, caplog) -> None:
+    failures(how, [1, 17] if how != "hangs" else [17], tmp_path, caplog)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["raises", "hangs", "is killed"])
+def test_workers_that_fail_at_twenty_random_steps_are_replaced(how, tmp_path, caplog) -> None:
+    failures(how, random.Random(how).sample(range(1, 30), 20), tmp_path, caplog)
+
+
+def test_restarts_are_bounded(caplog) -> None:
+    batch = WorkerBatch(Faulty, 3, 3, max_restarts=1)
+    batch.reset([0, 1, 2])
+    actions = np.zeros((3, 2, 2))
+    actions[1, 1, 0] = -0.001
+    with pytest.raises(WorkerError, match="OSError: the simulator broke"):
+        batch.step_chunk(actions)
+    assert batch.restarts == 1 and all(is_gone(pid) for pid in batch.pids)
 
 
 def test_an_environment_that_cannot_be_made_is_reported() -> None:

@@ -42,7 +42,7 @@ tiny.update(learn=dict(train_epoch=3, iterations_per_epoch=10), eval=dict(evalua
 main_config, create_config = imitation(algo, algo, "avoid_m1", "demonstrations", dict(policy=tiny))
 """
 FINE_TUNING = f"""{CHUNKS}
-tiny.update(sampler=dict(ft_denoising_steps=2))
+tiny.update(sampler=dict(ft_denoising_steps=2), collect=dict(n_sample=8))
 main_config, create_config = online("dppo", "dppo", "avoid_m1", "diffusion_bc", dict(policy=tiny))
 main_config.policy.base_policy_path = None
 """

@@ -63,7 +63,7 @@ def test_films_are_of_the_first_episodes_at_each_scale_and_change_no_result(run,
         filmed = evaluate_checkpoint(*run, **options(video=tmp_path, video_episodes=2, say=said.append))
     assert [result.mean for result in filmed] == [result.mean for result in plain]
     assert asked == [("avoid", [5, 6], tmp_path, label, {}) for label in ("_scale0", "_scale1")]
-    assert said == [f"filmed {tmp_path / 'a.mp4'}"] * 2
+    assert [line for line in said if line.startswith("filmed")] == [f"filmed {tmp_path / 'a.mp4'}"] * 2
     with pytest.raises(ValueError, match="the task avoid draws no pictures"):
         evaluate_checkpoint(*run, **options(video=tmp_path))
 

@@ -160,7 +160,7 @@ def test_what_is_no_energy_or_no_data_of_its_task_is_refused_before_anything_is_
     path, out = energy_run.checkpoint, ("--out", tmp_path / "out")
     good = ("--data", data_file, *out)
     assert "is no energy: it holds" in refused(capsys, "--load-path", cloned, *good)
-    assert "is not a readable checkpoint" in refused(capsys, "--load-path", cut, *good)
+    assert "is damaged or cut short" in refused(capsys, "--load-path", cut, *good)
     assert "no checkpoint at" in refused(capsys, "--load-path", tmp_path / "none", *good)
     assert "nothing.hdf5" in refused(capsys, "--load-path", path, "--data", tmp_path / "nothing.hdf5", *out)
     said = refused(capsys, "--load-path", path, *good, "--log", tmp_path / "cloning" / "run")

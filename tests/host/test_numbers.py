@@ -17,10 +17,10 @@ from ding.entry import serial_pipeline_offline, serial_pipeline_onpolicy
 from ding.utils import POLICY_REGISTRY
 
 import ding_ebm.policy  # noqa: F401
+from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.data.formats import write_d4rl_hdf5
 from ding_ebm.envs.avoid import AvoidBatch
 from ding_ebm.host.vector_env import VectorEnvManager
-from ding_ebm.checkpoint import find_checkpoint, read_checkpoint
 from ding_ebm.policy.guards import check_losses, check_state
 from dizoo_configs.builder import imitation, offline, online
 
