@@ -57,7 +57,7 @@ class FurnitureBatch:
     Observation: the gripper's position (3), rotation (6, see :func:`rotation_6d`), velocities (3 and 3) and width (1),
     then position and quaternion of each part and of the obstacle (7 each). Action (10): position that the gripper shall
     go to (3), its rotation (6), and whether to close it (1). Each part that is newly assembled pays 1. An episode ends
-    at the time limit only, which is an end of the task too, as published: no value is bootstrapped.
+    at the time limit only: it is truncated. The published code takes that for an end of the task.
 
     The simulator cannot be seeded for a row: seeds set torch's generator before a reset, so that runs with the same
     resets repeat as far as the simulator does, but an episode is not its seed's. A reset of some rows lets the others
@@ -134,7 +134,7 @@ class FurnitureBatch:
         self._assembled += reward
         self._steps[running] += 1
         ended = ~self.running
-        return self._obs.copy(), reward, ended, ended.copy()
+        return self._obs.copy(), reward, np.zeros_like(ended), ended
 
     def step_chunk(self, actions: NDArray[Any]) -> ChunkStep:
         """See :class:`~ding_ebm.envs.batch.BatchEnv`."""

@@ -114,12 +114,12 @@ def test_each_part_pays_1_and_enough_of_them_are_success_but_no_end() -> None:
     assert batch.success.tolist() == [True, False, False] and batch.running.all() and not made.terminated.any()
 
 
-def test_only_the_limit_ends_an_episode_and_it_is_an_end_of_the_task() -> None:
+def test_only_the_limit_ends_an_episode_and_it_is_no_end_of_the_task() -> None:
     batch = batch_of()
     batch.reset([0, 0, 0])
     batch._env.pays = {5: [0, 1, 2]}
     made = batch.step_chunk(np.zeros((3, 8, 10)))
-    assert made.length.tolist() == [4, 4, 4] and made.terminated.all() and made.truncated.all()
+    assert made.length.tolist() == [4, 4, 4] and not made.terminated.any() and made.truncated.all()
     assert not made.reward.any(), "what happens after the end does not count"
     np.testing.assert_array_equal(made.obs[:, :, 15], [[1, 2, 3, 4, 4, 4, 4, 4]] * 3)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gymnasium
 
-from ding_ebm.envs.batch import BatchEnv, GymBatch
+from ding_ebm.envs.batch import BatchEnv
 from ding_ebm.envs.kitchen import ACTION_DIM, MAX_EPISODE_STEPS, OBS_DIM, KitchenEnv
 from ding_ebm.envs.task import Task
+from ding_ebm.envs.workers import WorkerBatch
 
 # Partial differs from complete in its data only: the environment is the same.
 _COMPLETE = ("microwave", "kettle", "light switch", "slide cabinet")
@@ -22,7 +25,7 @@ def _single(task: Task) -> gymnasium.Env:
 
 
 def _batch(task: Task, num_envs: int) -> BatchEnv:
-    return GymBatch(lambda: _single(task), num_envs)
+    return WorkerBatch(partial(_single, task), num_envs)  # a step spends much of its time in Python
 
 
 def _kitchen(name: str) -> Task:
