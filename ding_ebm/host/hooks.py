@@ -9,6 +9,7 @@ offline the host may evaluate at that moment, and it is written when that is ove
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -112,6 +113,7 @@ class LoadCheckpointHook(LearnerHook):
 
     def __call__(self, engine: Any) -> None:
         """Load the checkpoint, if there is one to go on from."""
+        engine.register_hook(CloseLogsHook())
         learn = engine.policy.get_attribute("cfg").learn
         path = find_checkpoint(self._path) if self._path else _newest(engine, learn.get("resume_training", False))
         if path is None:
@@ -153,6 +155,22 @@ class EndWithoutScoreHook(LearnerHook):
                 "last time, before it was resumed\n"
             )
             raise SystemExit(0)
+
+
+class CloseLogsHook(LearnerHook):
+    """After a run: close its log files, which the host leaves open, with the next run of the process in them, too."""
+
+    def __init__(self) -> None:
+        super().__init__("close_logs", 90, position="after_run")  # after the last checkpoint, of which the log tells
+
+    def __call__(self, engine: Any) -> None:
+        """Close what lies in the run's folder of logs."""
+        folder = (Path(engine.exp_name) / "log").resolve()
+        for logger in list(logging.Logger.manager.loggerDict.values()):
+            for handler in list(getattr(logger, "handlers", [])):
+                if isinstance(handler, logging.FileHandler) and folder in Path(handler.baseFilename).parents:
+                    logger.removeHandler(handler)  # type: ignore[union-attr]
+                    handler.close()
 
 
 def is_offline(engine: Any) -> bool:

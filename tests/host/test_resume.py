@@ -227,8 +227,11 @@ def test_a_run_that_is_resumed_after_its_last_evaluation_ends_well(folder):
 @pytest.mark.parametrize("run", RUNS)
 def test_runs_killed_at_twenty_random_moments(run, folder):
     seconds, rng, resumed = folder.whole(run), random.Random(run), 0
+    files = ["log/learner", *(f"ckpt/{path.name}" for path in checkpoints_of(folder.path / run)[:-1])]
     for number in range(10):
-        moments = [("log/learner", rng.uniform(0.0, seconds)) for _ in range(2)]
+        # Anywhere between two checkpoints, or before the first one; the second time later than the first.
+        after = sorted(rng.sample(range(len(files)), 2))
+        moments = [(files[one], rng.uniform(0.0, seconds / len(files))) for one in after]
         resumed += len(folder.killed(run, f"{run} {number}", moments))
         check(folder, run, f"{run} {number}")
-    assert resumed >= 5, "most kills came before the first checkpoint"
+    assert resumed >= 5
