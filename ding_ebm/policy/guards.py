@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_MAY_BE_EMPTY = ("energy_scaler",)
+
 
 def check_losses(losses: Mapping[str, float], train_iter: int, data: Mapping[str, Any], model: nn.Module) -> None:
     """Refuse to go on after a batch whose loss is NaN or infinite.
@@ -33,10 +35,13 @@ def check_losses(losses: Mapping[str, float], train_iter: int, data: Mapping[str
 def check_state(state: Mapping[str, Any], train_iter: int) -> None:
     """Refuse to write a state with tensors that are not finite in place of a good one.
 
+    Statistics that are NaN where nothing has been seen yet are left out.
+
     Raises:
         FloatingPointError: Names the first such tensors and the iteration.
     """
-    bad = [f"{name} ({_count(tensor)})" for name, tensor in _tensors(state, "") if not _is_finite(tensor)]
+    learned = {name: part for name, part in state.items() if name not in _MAY_BE_EMPTY}
+    bad = [f"{name} ({_count(tensor)})" for name, tensor in _tensors(learned, "") if not _is_finite(tensor)]
     if bad:
         raise FloatingPointError(
             f"no checkpoint is written at iteration {train_iter}: {', '.join(bad[:3])}"
