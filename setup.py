@@ -29,7 +29,7 @@ EXTRAS = {
     # From 3.3 to 3.4 the dynamics are the same; from 4.0 on, robosuite 1.4.1 and FrankaKitchen-v1 fail.
     # Gymnasium's MuJoCo tasks import imageio and packaging but do not declare them.
     "mujoco": ["mujoco==3.3.7", *GYMNASIUM, "imageio", "imageio-ffmpeg", "packaging"],
-    "robomimic": ["robosuite==1.4.1", "mujoco==3.3.7"],
+    "robomimic": ["robosuite==1.4.1", "mujoco==3.3.7", "imageio", "imageio-ffmpeg"],
     "kitchen": ['gymnasium-robotics==1.4.2; python_version >= "3.10"', "mujoco==3.3.7"],
     "docs": ["sphinx", "furo", "myst-parser"],
     # Linters are bounded: a new release must not turn an unchanged tree red.
